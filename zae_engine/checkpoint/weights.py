@@ -1,0 +1,145 @@
+"""A module's weights to and from one file, readable by torch and safetensors alone."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+from torch import Tensor, nn
+
+SAFETENSORS = (".safetensors", ".safetensor")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+class WeightsError(ValueError):
+    """A file that does not hold weights that can be taken."""
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The user's own module behind ``torch.compile``, whose keys have no prefix."""
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the weights of `model`, whole or not at all.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its own keys are written.
+    path : path-like
+        ``.safetensors`` or ``.safetensor``: loads with ``safetensors.torch.load_model`` (tied weights are in it once).
+        Any other ending: loads with ``model.load_state_dict(torch.load(path, weights_only=True))``.
+    """
+    path, model = Path(path), plain(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.suffix in SAFETENSORS:
+            save_model(model, str(partial))
+        else:
+            torch.save(model.state_dict(), partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read weights onto the CPU. No pickle is ever executed.
+
+    Raises
+    ------
+    FileNotFoundError
+        With the nearest name in the folder.
+    WeightsError
+        For a file that is cut short or damaged, holds anything but tensors, or would run code when unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}{_near(path)}")
+    try:
+        if path.suffix in SAFETENSORS:
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{str(path)!r} is refused: it holds more than tensors, or is damaged; nothing of it was run."
+            " Save weights with save_model(), or torch.save(model.state_dict(), path)"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"{str(path)!r} is damaged or cut short: {str(error).splitlines()[0]}") from error
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise WeightsError(f"{str(path)!r} does not hold a state_dict (names and tensors)")
+    return weights
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool = True, source: str = "weights") -> None:
+    """Put `weights` into `model`, all of them or none.
+
+    Parameters
+    ----------
+    model : nn.Module
+    weights : mapping of str to Tensor
+        Keys that all begin with ``module.`` or ``_orig_mod.`` are taken without it. A tied weight may be there once.
+    strict : bool
+        Refuse missing and unexpected keys.
+    source : str
+        Where they come from, for the message.
+
+    Raises
+    ------
+    WeightsError
+        Naming the keys that are missing, unexpected or of another shape.
+    """
+    model = plain(model)
+    own = model.state_dict()
+    weights = _without_wrapper(weights)
+    problems = {
+        "another shape": [
+            f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}"
+            for k, v in own.items()
+            if k in weights and weights[k].shape != v.shape
+        ]
+    }
+    if strict:
+        problems["missing"] = [k for k in own if k not in weights and not _tied(k, own, weights)]
+        problems["unexpected"] = [k for k in weights if k not in own]
+    if any(problems.values()):
+        said = "; ".join(f"{kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
+        raise WeightsError(f"{source} is of another model than this {type(model).__name__}; {said}")
+    model.load_state_dict(weights, strict=False)
+
+
+def _without_wrapper(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for prefix in _WRAPPERS:
+        if weights and all(k.startswith(prefix) for k in weights):
+            weights = {k.removeprefix(prefix): v for k, v in weights.items()}
+    return weights
+
+
+def _tied(key: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Whether another key, which is there, stands for the same memory."""
+    return any(k in weights and v.data_ptr() == own[key].data_ptr() and v.shape == own[key].shape
+               for k, v in own.items() if k != key and own[key].numel())  # fmt: skip
+
+
+def _first(keys: list[str], count: int = 5) -> str:
+    rest = f" and {len(keys) - count} more" if len(keys) > count else ""
+    return ", ".join(keys[:count]) + rest
+
+
+def _near(path: Path) -> str:
+    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=1)
+    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""

@@ -1,0 +1,10 @@
+"""The trainer and what it hands out."""
+
+from ..checkpoint import WeightsError
+from .compose import AddOnBase
+from .history import EpochLog, History
+from .plan import Window
+from .progress import ProgressChecker
+from .trainer import T, Trainer
+
+__all__ = ["AddOnBase", "EpochLog", "History", "ProgressChecker", "T", "Trainer", "WeightsError", "Window"]

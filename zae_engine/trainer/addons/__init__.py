@@ -1,0 +1,7 @@
+"""Add-ons, one file each."""
+
+from .core import AddOnBase
+from .early_stopping import EarlyStoppingAddon
+from .mix_precision import PrecisionMixerAddon
+
+__all__ = ["AddOnBase", "EarlyStoppingAddon", "PrecisionMixerAddon"]

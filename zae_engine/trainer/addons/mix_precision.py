@@ -1,0 +1,58 @@
+"""0.7.6's way to choose a precision, translated into ``mixed_precision=``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..checks import check_choice
+from ..compose import AddOnBase
+from ..device import default_device, find_device
+
+_NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+
+
+class PrecisionMixerAddon(AddOnBase):
+    """Chooses a precision by name, by preference, or by what the device can do.
+
+    Parameters
+    ----------
+    precision : {'auto', 'fp32', 'fp16', 'bf16'} or a sequence of them
+        'auto' takes bf16 where the device has it, else fp16 on an accelerator, else fp32; of a sequence, the first
+        that the device has.
+
+    Examples
+    --------
+    >>> Mixed = MyTrainer.add_on(PrecisionMixerAddon)
+    >>> trainer = Mixed(model, device="cuda", optimizer=optimizer, precision=["bf16", "fp16"])
+    """
+
+    def __init__(
+        self, model: Any, device: Any = None, *args: Any, precision: str | Sequence[str] = "auto", **kwargs: Any
+    ) -> None:
+        kwargs["mixed_precision"] = kwargs.get("mixed_precision") or choose(precision, device)
+        super().__init__(model, device, *args, **kwargs)
+
+
+def choose(precision: str | Sequence[str], device: Any) -> str:
+    """Return the first precision of the list that `device` has, in Accelerate's spelling."""
+    auto = precision == "auto"
+    wanted = ["bf16", "fp16", "fp32"] if auto else [precision] if isinstance(precision, str) else list(precision)
+    for name in wanted:
+        check_choice("precision", name, ("auto", *_NAMES))
+    there = default_device() if device is None else find_device(device)
+    possible = [name for name in wanted if _has(there, name, auto)]
+    if not possible:
+        raise ValueError(f"precision={precision!r}: {str(there)!r} has none of these; write 'auto', or 'fp32'")
+    return _NAMES[possible[0]]
+
+
+def _has(device: torch.device, name: str, auto: bool) -> bool:
+    if device.type == "cpu":
+        # bf16 runs on any CPU, but few have it in hardware, so it is not chosen unasked.
+        return name == "fp32" or (name == "bf16" and not auto)
+    if device.type == "cuda" and name == "bf16":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return True

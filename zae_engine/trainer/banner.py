@@ -1,0 +1,47 @@
+"""The lines that a run shows before, between and after its epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from .._version import __version__
+from .plan import BatchPlan
+
+if TYPE_CHECKING:
+    from .history import Row
+    from .trainer import Trainer
+
+_PRECISIONS = {"no": "fp32"}
+
+
+def banner(trainer: Trainer) -> str:
+    """What is going to run: device, precision, parameters, batch layout, seed."""
+    parameters = list(trainer.model.parameters())
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    size = f"{total:,} parameters" + (f" ({trained:,} trained)" if trained != total else "")
+    precision = trainer.accelerator.mixed_precision
+    plan = BatchPlan(trainer.loader, trainer.gradient_accumulation_steps if trainer.mode == "train" else 1)
+    length = f" · {plan.batches:,} batches an epoch" if plan.batches is not None else ""
+    seed = f"seed {trainer.seed}" + ("" if trainer.seed_was_given else " (drawn)")
+    return (
+        f"zae-engine {__version__} · {type(trainer).__name__} · {trainer.mode} on {trainer.device} ·"
+        f" {_PRECISIONS.get(precision, precision)} · {size}\n{plan.describe()}{length} · {seed}"
+    )
+
+
+def epoch_line(title: str, row: Row, speed: float) -> str:
+    """One line for an epoch that is done."""
+    shown = [name for name in row if name.startswith(("train_", "test_"))]
+    values = "  ".join(f"{name} {row[name]:.4g}" for name in shown)
+    return f"{title} | {values} | lr {row['lr']:.2e}  {speed:,.0f} samples/s  {row['seconds']:.1f} s"
+
+
+def farewell(trainer: Trainer) -> str:
+    """Why the run ended, and what its best weights are."""
+    reason = trainer.stop_reason or "done"
+    if trainer.mode == "test" or not trainer.weight_buffer["epoch"] or not math.isfinite(trainer.loss_buffer):
+        return f"{reason[0].upper()}{reason[1:]}."
+    best = f"{trainer.monitor} {trainer.loss_buffer:.4g} in epoch {trainer.weight_buffer['epoch'][-1] + 1}"
+    return f"{reason[0].upper()}{reason[1:]}. Best: {best}; apply_weights() puts its weights back."

@@ -1,0 +1,188 @@
+"""Nests of tensors: place them on a device, count their samples, cut them, put results together again.
+
+A nest is a tensor, or a dict, tuple, list, named tuple or dataclass of nests. Whatever else it holds (strings,
+numbers, objects) passes through; an object with a ``to(device)`` method is placed through that method.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_nest(value: Any) -> bool:
+    """Whether `value` is one of the forms that this module looks into."""
+    return isinstance(value, (tuple, list, MutableMapping)) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type)
+    )
+
+
+def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
+    """Apply `function` to every leaf of `nest` and keep its form."""
+    return _rebuild(nest, partial(map_nest, function)) if is_nest(nest) else function(nest)
+
+
+def _rebuild(nest: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a nest of the same form whose children went through `function`."""
+    if isinstance(nest, MutableMapping):
+        values = {k: function(v) for k, v in nest.items()}
+        if type(nest) is dict:
+            return values
+        like = copy.copy(nest)  # keeps a defaultdict's factory, and whatever else a subclass carries
+        like.update(values)
+        return like
+    if isinstance(nest, (tuple, list)):
+        items = [function(v) for v in nest]
+        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    return _like_dataclass(nest, {f.name: function(getattr(nest, f.name)) for f in dataclasses.fields(nest)})
+
+
+def _like_dataclass(nest: Any, values: dict[str, Any]) -> Any:
+    """A copy with other values, also for frozen classes and fields that the constructor does not take."""
+    like = copy.copy(nest)
+    for name, value in values.items():
+        object.__setattr__(like, name, value)
+    return like
+
+
+def leaves(nest: Any) -> Iterator[Any]:
+    """Every leaf of `nest`, in order."""
+    if isinstance(nest, Mapping):
+        for value in nest.values():
+            yield from leaves(value)
+    elif isinstance(nest, (tuple, list)):
+        for value in nest:
+            yield from leaves(value)
+    elif dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+        for field in dataclasses.fields(nest):
+            yield from leaves(getattr(nest, field.name))
+    else:
+        yield nest
+
+
+def place(nest: Any, device: torch.device, non_blocking: bool = False) -> Any:
+    """Return `nest` with its tensors on `device`. Nothing is copied that is there already."""
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=non_blocking)
+        to = getattr(leaf, "to", None)
+        return to(device) if callable(to) else leaf
+
+    return map_nest(move, nest)
+
+
+def count_samples(nest: Any) -> int:
+    """The number of samples in a batch: the length of the first tensor that has a first dimension.
+
+    Without such a tensor it is the length of the first list, tuple or object that has one; else 1.
+    """
+    for leaf in leaves(nest):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    if isinstance(nest, Mapping) and nest:
+        nest = next(iter(nest.values()))
+    return len(nest) if hasattr(nest, "__len__") and not isinstance(nest, (str, bytes)) else 1
+
+
+def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
+    """Cut a batch along its samples into at most `parts` pieces of nearly equal size.
+
+    Parameters
+    ----------
+    nest : nest of tensors
+        Tensors of the batch's length (dimension 0) and lists of that length are cut; anything else goes to every piece.
+    parts : int
+        How many pieces; a batch with fewer samples gives fewer.
+
+    Returns
+    -------
+    list of (piece, number of samples)
+
+    Raises
+    ------
+    TypeError
+        When the batch holds nothing that can be cut.
+    """
+    total = count_samples(nest)
+    if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves(nest)):
+        raise TypeError(
+            f"gradient_accumulation_steps={parts} needs batches that can be cut along their first dimension; this"
+            f" batch, a {type(nest).__name__}, has no such tensor. Let the loader yield tensors, or leave it out"
+        )
+    size = -(-total // parts)
+    bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
+    pieces = [(_piece(nest, start, stop, total), stop - start) for start, stop in bounds]
+    if any(count_samples(piece) != size for piece, size in pieces):
+        raise TypeError(
+            f"gradient_accumulation_steps={parts} cannot cut this batch, a {type(nest).__name__}: its parts do not"
+            " share their first dimension. Let the loader yield tensors (or lists) of one length, or leave it out"
+        )
+    return pieces
+
+
+def _piece(nest: Any, start: int, stop: int, total: int) -> Any:
+    if isinstance(nest, Tensor):
+        return nest[start:stop] if nest.ndim and nest.shape[0] == total else nest
+    if not is_nest(nest):
+        return nest
+    if isinstance(nest, list) and len(nest) == total and not any(isinstance(v, Tensor) for v in nest):
+        return nest[start:stop]  # strings or other objects, one a sample
+    return _rebuild(nest, lambda child: _piece(child, start, stop, total))
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether `value` is a real number: Python's, numpy's, or a tensor without dimensions."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    return isinstance(value, Real)
+
+
+def to_cpu(value: Any) -> Any:
+    """Return a tensor on the CPU, without its graph; anything else as it is."""
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def detach(value: Any) -> Any:
+    """Return a tensor without its graph, since a logged graph is a leak; anything else as it is."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def merge(results: list[dict[str, Any]], weights: list[Any]) -> dict[str, Any]:
+    """Put the values of several micro-batches together as if one batch had returned them.
+
+    Parameters
+    ----------
+    results : list of dict
+        What the step returned for each micro-batch.
+    weights : list of float or Tensor
+        Items in each micro-batch.
+
+    Returns
+    -------
+    dict
+        Scalars are weighted means, tensors and lists are joined along dimension 0, ``"num_items"`` is summed;
+        of anything else the last value stays.
+    """
+    if len(results) == 1:
+        return results[0]
+    return {key: _merge_key(key, [r[key] for r in results if key in r], weights) for key in results[-1]}
+
+
+def _merge_key(key: str, values: list[Any], weights: list[Any]) -> Any:
+    if key == "num_items":
+        return sum(values)
+    if len(values) == len(weights) and all(is_scalar(v) for v in values):
+        return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+    if all(isinstance(v, Tensor) and v.ndim for v in values):
+        return torch.cat(values)
+    if all(isinstance(v, list) for v in values):
+        return [item for value in values for item in value]
+    return values[-1]

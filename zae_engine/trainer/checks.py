@@ -1,0 +1,200 @@
+"""What is refused, and in which words: what came, what is accepted, what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from .compose import Seams, refuse_unknown
+from .schedule import Budget, Duration, refuse_short
+
+MODES = ("train", "test")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}={value!r} is not known; write one of {', '.join(map(repr, choices))}{hint}")
+
+
+def check_number(name: str, value: Any, least: float, whole: bool = False) -> None:
+    """Refuse what is not a number of at least `least`."""
+    kind = "whole number" if whole else "number"
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not right or not value >= least:
+        raise ValueError(f"{name}={value!r} is not accepted; write a {kind} of at least {least:g}")
+
+
+def check_seed(seed: Any) -> int:
+    """Refuse what is not a whole number from 0 on."""
+    check_number("seed", seed, 0, whole=True)
+    return int(seed)
+
+
+def check_parts(model: Any, mode: str, optimizer: Any, scheduler: Any, on_batch: bool) -> None:
+    """Refuse parts of a trainer that do not fit together."""
+    check_choice("mode", mode, MODES)
+    if not isinstance(model, nn.Module):
+        hint = "; create it first: model=Net()" if isinstance(model, type) else ""
+        raise TypeError(f"model={model!r} is not a torch.nn.Module{hint}")
+    check_optimizer(optimizer, model, mode)
+    check_scheduler(scheduler, optimizer, on_batch)
+
+
+def check_optimizer(optimizer: Any, model: nn.Module, mode: str) -> None:
+    """Refuse an optimizer that cannot train the model."""
+    if optimizer is None:
+        if mode == "train":
+            raise ValueError("mode='train' needs an optimizer; give optimizer=..., or mode='test' to evaluate only")
+        return
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer")
+    own = {id(p) for p in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = sum(id(p) not in own for p in held)
+    if foreign:
+        raise ValueError(
+            f"{foreign} of the optimizer's {len(held)} parameters are not the model's; build the optimizer over"
+            " model.parameters() of the very model that the trainer gets (a criterion with parameters of its own has to"
+            " be a submodule of the model)"
+        )
+
+
+def check_scheduler(scheduler: Any, optimizer: Optimizer | None, on_batch: bool) -> None:
+    """Refuse a scheduler that would not move this optimizer's learning rate."""
+    if scheduler is None:
+        return
+    if not callable(getattr(scheduler, "step", None)):
+        raise TypeError(f"scheduler={scheduler!r} has no step(); give one of torch.optim.lr_scheduler, or None")
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            f"the scheduler ({type(scheduler).__name__}) belongs to another optimizer; build it over the optimizer that"
+            " the trainer gets"
+        )
+    if on_batch and isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError(
+            "ReduceLROnPlateau waits for an epoch's loss; leave scheduler_step_on_batch=True out, or take another one"
+        )
+
+
+def read_limits(n_epoch: Any, max_steps: Any, max_time: Any, mode: str) -> list[Duration]:
+    """Return what ends a run; refuse a run without an end."""
+    limits = []
+    if n_epoch is not None:
+        limits.append(Duration.parse(n_epoch, "n_epoch"))
+    if max_steps is not None:
+        limits.append(Duration.parse(max_steps, "max_steps", bare="st"))
+    if max_time is not None:
+        limits.append(Duration.parse(max_time, "max_time", bare=None))
+    if not limits and mode == "train":
+        raise ValueError("run() does not say when to end; give n_epoch=, max_steps= or max_time=")
+    return limits or [Duration(1, "ep")]
+
+
+def check_run(loader: Any, valid_loaders: dict[str, Any], budget: Budget) -> None:
+    """Refuse, before the first batch, loaders that cannot be walked as often as the run needs."""
+    for name, value in {"loader": loader, **{f"valid_loader {k!r}" if k else "valid_loader": v
+                                             for k, v in valid_loaders.items()}}.items():  # fmt: skip
+        if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+            raise TypeError(f"{name}={value!r} cannot be walked; give a DataLoader, or any iterable of batches")
+        epochs = budget.last_epoch - budget.first_epoch
+        if isinstance(value, Iterator) and epochs > 1:
+            raise ValueError(
+                f"{name} is a {type(value).__name__}, which can be walked once, but the run takes {_many(epochs)} "
+                " epochs; give n_epoch=1, or an iterable that starts anew each time, such as a DataLoader or a list"
+            )
+
+
+def check_lasts(scheduler: Any, on_batch: bool, batches: int | None, budget: Budget) -> None:
+    """Refuse, before the first batch, a schedule that ends before the run does."""
+    needed = budget.steps(batches) if on_batch else budget.last_epoch - budget.first_epoch
+    refuse_short(scheduler, needed, "optimizer step" if on_batch else "epoch")
+
+
+def _many(count: float) -> str:
+    return f"{count:g}" if count < float("inf") else "any number of"
+
+
+def check_run_options(cls: type, names: Iterable[str]) -> None:
+    """Refuse options of `run` that no override of a loop method takes."""
+    options = dict.fromkeys(("max_steps", "max_time", "valid_every", "n_epoch", "loader", "valid_loader"), "run")
+    for owner in cls.__mro__:
+        if issubclass(owner, Seams) and not owner.__module__.startswith("zae_engine.trainer."):
+            for method in ("run", "run_epoch", "run_batch"):
+                if method in owner.__dict__:
+                    parameters = inspect.signature(owner.__dict__[method]).parameters.values()
+                    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+                        return  # the override may take anything
+                    options.update((p.name, owner.__name__) for p in parameters if p.name != "self")
+    refuse_unknown((n for n in names if n not in options), f"{cls.__name__}.run()", options)
+
+
+def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dict[str, Any]:
+    """Return what the training step returned, or say what is wrong with it.
+
+    Parameters
+    ----------
+    values : dict
+        What the step returned.
+    name : str
+        The step's name, for the message.
+    parameters : sequence of Tensor
+        Parameters whose gradients have to be empty still; given at the first step only, since it takes time.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        For a step without a ``"loss"`` that can be differentiated, or one that called ``backward()`` itself.
+    """
+    loss = check_values(values, name)["loss"]
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{name} returned a loss of type {type(loss).__name__}; return the tensor, without .item()")
+    if loss.ndim and loss.numel() != 1:
+        raise ValueError(
+            f"{name} returned a loss of shape {tuple(loss.shape)}; return one number: reduce it, with loss.mean() say"
+        )
+    if any(p.grad is not None for p in parameters):
+        raise ValueError(f"{name} called loss.backward(); return the loss only, the trainer does the rest")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{name} returned a loss without a graph, so nothing can be learned from it; take away .detach(), .item(),"
+            " .data or torch.no_grad(), and see that some parameter of the model requires a gradient"
+        )
+    return values  # type: ignore[no-any-return]  # checked to be a dict
+
+
+def check_values(values: Any, name: str) -> dict[str, Any]:
+    """Return what a step returned, or say that it is no dict with a ``"loss"``."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{name} returned a {type(values).__name__}; return a dict with 'loss', as {{'loss': loss}}")
+    if "loss" not in values:
+        near = difflib.get_close_matches("loss", values, n=1)
+        had = ", ".join(map(repr, values)) or "nothing"
+        raise KeyError(f"{name} returned no 'loss' but {had}" + (f"; rename {near[0]!r} to 'loss'" if near else ""))
+    return values
+
+
+def check_output(values: Any) -> Any:
+    """Return the ``"output"`` of a step, or say that there is none."""
+    if not isinstance(values, dict) or "output" not in values:
+        had = ", ".join(map(repr, values)) if isinstance(values, dict) else f"a {type(values).__name__}"
+        raise KeyError(
+            f"test_step returned no 'output' but {had}; inference() needs it: {{'loss': loss, 'output': out}}"
+        )
+    return values["output"]
+
+
+def unknown_monitor(monitor: str, names: Iterable[str], split: str) -> str:
+    """Say that there is no such metric, and which there are."""
+    there = [name.removeprefix(f"{split}_") for name in names if name.startswith(f"{split}_")]
+    near = difflib.get_close_matches(monitor.removeprefix(f"{split}_"), there, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, there))}"
+    return f"monitor={monitor!r} is not among the metrics; {hint} The loss tells the best weights until then."

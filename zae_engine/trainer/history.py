@@ -1,0 +1,226 @@
+"""From the values of the steps to weighted means, rows, files and plots."""
+
+from __future__ import annotations
+
+import csv
+import math
+from array import array
+from collections import UserDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import is_scalar
+
+Row = dict[str, float | int | None]
+Sums = dict[str, tuple[float, float]]
+Noticed = Callable[[str, int, float], None]
+
+
+class EpochLog(UserDict[str, list[Any]]):
+    """The values of the running epoch: a list a key, one value a batch.
+
+    A missing key is an empty list. Values wait on their device and come over when a key is read or `means` is asked
+    for. Scalars (numbers, tensors without dimensions, the loss) are averaged; other values are only kept.
+
+    Parameters
+    ----------
+    noticed : callable
+        Called with (key, step, value) for the first value of a key that is not finite.
+    """
+
+    def __init__(self, noticed: Noticed | None = None) -> None:
+        super().__init__()
+        self.losses = array("d")  # one number a step, over all epochs
+        self._noticed = noticed
+        self.clear()
+
+    def __missing__(self, key: str) -> list[Any]:
+        return self.data.setdefault(key, [])
+
+    def __getitem__(self, key: str) -> list[Any]:
+        values = self.data.get(key)
+        if values is None:
+            return self.__missing__(key)
+        arrived = self._arrived.get(key, 0)
+        values[arrived:] = to_host(values[arrived:])
+        self._arrived[key] = len(values)
+        return values
+
+    def clear(self) -> None:
+        """Forget the epoch's values; the losses of all steps stay."""
+        self.data = {}
+        self._arrived: dict[str, int] = {}
+        self._waiting: dict[str, list[tuple[Any, Any, int]]] = defaultdict(list)
+        self._totals: dict[str, tuple[float, float]] = {}
+        self._unaveraged: set[str] = {"num_items"}
+
+    def add(self, values: dict[str, Any], weight: Any, step: int) -> None:
+        """Take the values of one batch.
+
+        Parameters
+        ----------
+        values : dict
+            As the step returned them, detached.
+        weight : int, float or Tensor
+            Items that the values are means of.
+        step : int
+            The batch's number, for messages.
+        """
+        data, waiting, unaveraged = self.data, self._waiting, self._unaveraged
+        for key, value in values.items():
+            if key in data:
+                data[key].append(value)
+            else:
+                data[key] = [value]
+            if key not in unaveraged:
+                if key in waiting or key == "loss" or is_scalar(value):
+                    waiting[key].append((value, weight, step))
+                else:
+                    unaveraged.add(key)
+
+    def drain(self) -> None:
+        """Bring over what waits, in one copy, and add it to the sums."""
+        waiting, self._waiting = self._waiting, defaultdict(list)
+        flat = iter(read([x for entries in waiting.values() for value, weight, _ in entries for x in (value, weight)]))
+        for key, entries in waiting.items():
+            self._waiting[key] = []  # the key stays known as an averaged one
+            total, weights = self._totals.get(key, (0.0, 0.0))
+            finite = math.isfinite(total)
+            for _, _, step in entries:
+                value, weight = next(flat), next(flat)
+                total += value * weight
+                weights += weight
+                if key == "loss":
+                    self.losses.append(value)
+                if finite and not math.isfinite(value):
+                    finite = False
+                    if self._noticed is not None:
+                        self._noticed(key, step, value)
+            self._totals[key] = total, weights
+
+    def means(self) -> dict[str, float]:
+        """The epoch's mean of every scalar so far, weighted by items."""
+        return pooled([self.sums()])
+
+    def sums(self) -> Sums:
+        """For every scalar so far, the weighted sum of its values and the sum of their weights."""
+        self.drain()
+        return dict(self._totals)
+
+
+def pooled(parts: Sequence[Sums]) -> dict[str, float]:
+    """The means over several sets, as if all of their batches had been one epoch's."""
+    means = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        total, weight = (sum(column) for column in zip(*(part[key] for part in parts if key in part), strict=True))
+        means[key] = total / weight if weight else math.nan
+    return means
+
+
+def read(values: list[Any]) -> list[float]:
+    """Return numbers and one-element tensors as floats, with one copy a device and number type."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for i, value in enumerate(values):
+        if isinstance(value, Tensor):
+            groups[value.device, value.dtype].append(i)
+    numbers: list[Any] = list(values)
+    for indices in groups.values():
+        stacked = torch.stack([values[i].reshape(()) for i in indices])
+        for i, number in zip(indices, stacked.tolist(), strict=True):
+            numbers[i] = number
+    return [float(number) for number in numbers]
+
+
+def to_host(values: list[Any]) -> list[Any]:
+    """Return `values` with tensors on the CPU, scalars of one type in one copy."""
+    if all(not isinstance(v, Tensor) or v.device.type == "cpu" for v in values):
+        return values
+    if all(isinstance(v, Tensor) and v.ndim == 0 and v.dtype == values[0].dtype for v in values):
+        return list(torch.stack(values).cpu().unbind())
+    return [v.cpu() if isinstance(v, Tensor) else v for v in values]
+
+
+class History(Sequence[Row]):
+    """One row an epoch, and one at each validation within an epoch.
+
+    A row is a dict with ``epoch`` (from 1), ``step`` (optimizer steps done), ``lr``, ``train_loss``, ``test_loss``,
+    every further metric with the same prefixes, and ``seconds`` (since the run began).
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        names = self.columns
+        cells = [names, *([_cell(row.get(name)) for name in names] for row in self.rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+        lines = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+        return "\n".join(lines) if self.rows else "History of no epoch"
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column's name, ``seconds`` last."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row if name != "seconds"))
+        return [*names, "seconds"] if self.rows else []
+
+    def column(self, name: str) -> list[float | int | None]:
+        """One column's values; None where a row has none."""
+        if self.rows and name not in self.columns:
+            raise KeyError(f"no column {name!r}; there are {', '.join(self.columns)}")
+        return [row.get(name) for row in self.rows]
+
+    def put(self, row: Row) -> Row:
+        """Add a row, or complete the last one if it is of the same epoch and step; return the row that stands."""
+        if self.rows and all(self.rows[-1].get(k) == row.get(k) for k in ("epoch", "step")):
+            self.rows[-1].update(row)
+        else:
+            self.rows.append(row)
+        return self.rows[-1]
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write the rows as CSV, with a header."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Any:
+        """Draw losses, metrics and learning rate over the epochs.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            Where the picture goes; its ending decides the format.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without matplotlib, with the command that installs it.
+        """
+        from .plots import draw_history
+
+        figure = draw_history(self)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+def _cell(value: float | int | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"

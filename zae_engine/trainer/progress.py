@@ -1,0 +1,171 @@
+"""Counters of the run, and what is shown of it: a bar, plain lines, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Describe = Callable[[int, Any], dict[str, str]]
+
+
+class ProgressChecker:
+    """Counts optimizer steps and epochs, both from 1: what is counted is the one that comes next."""
+
+    def __init__(self) -> None:
+        self.init_state()
+
+    def update_step(self) -> None:
+        """Count a step."""
+        self._step += 1
+
+    def update_epoch(self) -> None:
+        """Count an epoch."""
+        self._epoch += 1
+
+    def get_step(self) -> int:
+        """The number of the optimizer step that comes next."""
+        return self._step
+
+    def get_epoch(self) -> int:
+        """The number of the epoch that comes next."""
+        return self._epoch
+
+    def init_state(self, step: int = 1, epoch: int = 1) -> None:
+        """Count from here."""
+        self._step, self._epoch = step, epoch
+
+
+class SilentBar:
+    """Shows nothing. The other bars override `draw`, `write` and `close`."""
+
+    interval = float("inf")
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.due = float("inf")
+        self.done, self.samples = 0, 0
+
+    def open(self, title: str, total: int | None, describe: Describe) -> Self:
+        """Begin an epoch of `total` batches (None: not known); `describe` gives the values to show."""
+        self.title, self.total, self.describe = title, total, describe
+        self.done, self.samples = 0, 0
+        self.began = time.perf_counter()
+        self.due = self.began + self.interval
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def advance(self, samples: int) -> None:
+        """Count a batch, and draw when it is time to."""
+        self.done += 1
+        self.samples += samples
+        if time.perf_counter() >= self.due:
+            self.draw()
+            self.due = time.perf_counter() + self.interval
+
+    @property
+    def speed(self) -> float:
+        """Samples a second since `open`."""
+        return self.samples / max(time.perf_counter() - self.began, 1e-9)
+
+    def values(self) -> dict[str, str]:
+        """What is shown beside the position."""
+        shown = self.describe(self.done, self.total or "?")
+        return {key: value for key, value in shown.items() if key != "Batch"} | {"samples/s": f"{self.speed:,.0f}"}
+
+    def draw(self) -> None:
+        """Show the present state."""
+
+    def write(self, line: str) -> None:
+        """Show a line that stays."""
+
+    def close(self) -> None:
+        """End the epoch."""
+
+
+class LineBar(SilentBar):
+    """Plain lines for an output that is a file: one an interval, with the time that is left."""
+
+    interval = 10.0
+
+    def draw(self) -> None:
+        values = "  ".join(f"{key} {value}" for key, value in self.values().items())
+        self.write(f"{self.title}  {self._position()}  {values}")
+
+    def _position(self) -> str:
+        if not self.total:
+            return f"batch {self.done}"
+        left = (time.perf_counter() - self.began) / self.done * (self.total - self.done)
+        return f"{self.done}/{self.total} ({self.done / self.total:.0%})  ETA {timedelta(seconds=round(left))}"
+
+    def write(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+
+class TqdmBar(SilentBar):
+    """tqdm in a terminal, its notebook form in a notebook."""
+
+    interval = 0.1
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self._bar: Any = None
+
+    def open(self, title: str, total: int | None, describe: Describe) -> Self:
+        super().open(title, total, describe)
+        settings = {"desc": title, "total": total, "leave": False, "unit": "batch", "dynamic_ncols": True}
+        self._bar = _tqdm()(file=self.stream, mininterval=0, **settings)
+        return self
+
+    def draw(self) -> None:
+        self._bar.n = self.done
+        self._bar.set_postfix(self.values(), refresh=False)
+        self._bar.refresh()
+
+    def write(self, line: str) -> None:
+        if in_notebook():
+            print(line, file=self.stream)
+        else:
+            _tqdm().write(line, file=self.stream)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def make_bar(shown: bool, stream: TextIO | None = None) -> SilentBar:
+    """Choose what suits the output: a notebook, a terminal, or a file."""
+    stream = stream or sys.stderr
+    if not shown:
+        return SilentBar(stream)
+    return TqdmBar(stream) if in_notebook() or stream.isatty() else LineBar(stream)
+
+
+def in_notebook() -> bool:
+    """Whether the code runs in a Jupyter kernel."""
+    shell = sys.modules.get("IPython")
+    instance = shell.get_ipython() if shell is not None else None
+    return instance is not None and hasattr(instance, "kernel")
+
+
+def _tqdm() -> Any:
+    """The tqdm class for this output; the notebook's needs ipywidgets."""
+    if in_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as notebook_tqdm
+
+        return notebook_tqdm
+    from tqdm import tqdm
+
+    return tqdm

@@ -1,0 +1,218 @@
+"""What a trainer keeps of a run: logs, metrics, history, and the best weights."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from os import PathLike
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..checkpoint import WeightsError, load_weights, read_weights, save_weights
+from . import checks
+from .compose import Seams
+from .history import EpochLog, History, Row
+from .progress import ProgressChecker
+
+Path = str | PathLike[str]
+
+
+class Records(Seams):
+    """The part of the trainer that remembers; `Trainer` adds the part that trains."""
+
+    model: nn.Module
+    optimizer: Optimizer | None
+    log_train: EpochLog
+    log_test: EpochLog
+    train_metrics: dict[str, float]
+    test_metrics: dict[str, float]
+    history: History
+    progress_checker: ProgressChecker
+    loss_buffer: float
+    weight_buffer: dict[str, list[Any]]
+
+    def _start_records(self, monitor: str, monitor_mode: str, on_nan: str) -> None:
+        checks.check_choice("monitor_mode", monitor_mode, ("min", "max"))
+        checks.check_choice("on_nan", on_nan, ("warn", "stop"))
+        self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
+        self.history, self.progress_checker = History(), ProgressChecker()
+        self.log_train, self.log_test = EpochLog(self._not_finite), EpochLog(self._not_finite)
+        self.train_metrics, self.test_metrics = {}, {}
+        self.loss_buffer = math.inf if monitor_mode == "min" else -math.inf
+        self.weight_buffer = {"epoch": [], "weight": []}
+        self._stop_reason: str | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run ends, or ended, before its last epoch; None when it does not."""
+        return self._stop_reason
+
+    def toggle(self, mode: str | None = None) -> None:
+        """Switch to `mode`, 'train' or 'test'; None switches to the other one."""
+        if mode is None:
+            mode = "test" if self.mode == "train" else "train"
+        checks.check_choice("mode", mode, checks.MODES)
+        self.mode = mode
+
+    # ------------------------------------------------------------------ values of the steps
+
+    def logging(self, step_dict: dict[str, Any]) -> None:
+        """Take the values of one batch: detached, still on their device, with ``"num_items"`` as their weight."""
+        log = self.log_train if self.mode == "train" else self.log_test
+        log.add(step_dict, step_dict.get("num_items", 1), self.progress_checker.get_step())
+
+    def log_reset(self, epoch_end: bool = False) -> None:
+        """Forget the running epoch's values; with `epoch_end`, the metrics, too."""
+        self.log_train.clear()
+        self.log_test.clear()
+        if epoch_end:
+            self.train_metrics.clear()
+            self.test_metrics.clear()
+
+    def get_loss_history(self, mode: str = "train") -> list[float]:
+        """The loss of every step so far, in mode 'train' or 'test'."""
+        checks.check_choice("mode", mode, checks.MODES)
+        log = self.log_train if mode == "train" else self.log_test
+        log.drain()
+        return log.losses.tolist()
+
+    def print_log(self, cur_batch: int, num_batch: Any) -> dict[str, str]:
+        """What the bar shows: position, learning rate and the epoch's means so far."""
+        log = self.log_train if self.mode == "train" else self.log_test
+        means = {key: f"{value:.6f}" for key, value in log.means().items()}
+        return {"Batch": f"{cur_batch}/{num_batch}", "LR": f"{self._rate():.3e}", **means}
+
+    def metric_on_epoch_end(self) -> dict[str, float]:
+        """Return further metrics of the epoch that ends, from its logs; override this.
+
+        `mode` tells which epoch it is; ``self.log_train`` and ``self.log_test`` hold its values.
+
+        Examples
+        --------
+        >>> def metric_on_epoch_end(self):
+        ...     log = self.log_train if self.mode == "train" else self.log_test
+        ...     hits = torch.cat(log["output"]).argmax(1) == torch.cat(log["target"])
+        ...     return {"acc": hits.float().mean().item()}
+        """
+        return {}
+
+    def _not_finite(self, key: str, step: int, value: float) -> None:
+        what = f"'{key}'" if self.mode == "train" else f"'{key}' of the evaluation"
+        stops = self.on_nan == "stop" and key == "loss" and self.mode == "train"
+        advice = "the run stops" if stops else "on_nan='stop' would end the run"
+        self._warn_once(f"nan {self.mode} {key}", f"{what} is {value} from step {step} on; {advice}")
+        if stops:
+            self.stop(f"the loss is {value} from step {step} on")
+
+    def _warn_once(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(text, stacklevel=2)
+
+    def _rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer is not None else 0.0
+
+    # ------------------------------------------------------------------ epochs
+
+    def _record(self, epoch: int, seconds: float, trained: bool, tested: bool) -> Row:
+        """Put the metrics, as they are now, into the history; return the row."""
+        row: Row = {"epoch": epoch, "step": self.progress_checker.get_step() - 1, "lr": self._rate()}
+        if trained:
+            row.update({f"train_{key}": value for key, value in self.train_metrics.items()})
+        if tested:
+            row.update({f"test_{key}": value for key, value in self.test_metrics.items()})
+        return self.history.put(row | {"seconds": seconds})
+
+    def _monitored(self, row: Row, tested: bool) -> float | None:
+        """The value that tells better from worse; None in a row that lacks it."""
+        split = "test" if tested else "train"
+        for name in (self.monitor, f"{split}_{self.monitor}"):
+            if row.get(name) is not None:
+                return row[name]
+        if self.monitor == "loss" or not any(name.startswith(f"{split}_") for name in row):
+            return None
+        self._warn_once("monitor", checks.unknown_monitor(self.monitor, row, split))
+        return row.get(f"{split}_loss")
+
+    def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
+        """Whether `cur_loss` (the monitored value) is the best so far; if so, keep a copy of the weights.
+
+        Parameters
+        ----------
+        cur_epoch : int
+            Counted from 0.
+        cur_loss : float
+            NaN is never better.
+        """
+        better = cur_loss < self.loss_buffer if self.monitor_mode == "min" else cur_loss > self.loss_buffer
+        if better:
+            self.loss_buffer = cur_loss
+            # On the CPU, so that the copy takes no memory of the device; a copy, since the live weights go on changing.
+            weights = {key: _copy(value) for key, value in self.model.state_dict().items()}
+            self.weight_buffer = {"epoch": [cur_epoch], "weight": [weights]}
+        return better
+
+    def stop(self, reason: str) -> None:
+        """End the run after the current step, with its epoch closed as usual.
+
+        Parameters
+        ----------
+        reason : str
+            Shown at the end of the run.
+        """
+        self._stop_reason = self._stop_reason or reason
+
+    # ------------------------------------------------------------------ files
+
+    def save_model(self, filename: Path) -> None:
+        """Write the model's weights, whole or not at all.
+
+        Parameters
+        ----------
+        filename : path-like
+            ``.safetensors`` or ``.safetensor`` loads with ``safetensors.torch.load_model(model, filename)``, any other
+            ending with ``model.load_state_dict(torch.load(filename, weights_only=True))``.
+        """
+        save_weights(self.model, filename)
+
+    def apply_weights(self, filename: Path | None = None, strict: bool = True) -> None:
+        """Put weights into the model: the best of this run, or a file's. No pickle is executed.
+
+        Parameters
+        ----------
+        filename : path-like, optional
+            What `save_model` or ``torch.save(model.state_dict(), …)`` wrote; None takes the best weights.
+        strict : bool
+            Refuse missing and unexpected keys.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no such file.
+        WeightsError
+            When there are no best weights yet, the file is damaged, is another model's, or holds more than tensors.
+        """
+        if filename is None and not self.weight_buffer["weight"]:
+            raise WeightsError("there are no best weights yet; they are kept from the first epoch's end on")
+        weights = self.weight_buffer["weight"][-1] if filename is None else read_weights(filename)
+        load_weights(
+            self.model, weights, strict, source="the best weights" if filename is None else repr(str(filename))
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and the best value; an add-on adds its own under its class name."""
+        counted = {"step": self.progress_checker.get_step(), "epoch": self.progress_checker.get_epoch()}
+        return {"Trainer": {**counted, "best": self.loss_buffer}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        own = state["Trainer"]
+        self.progress_checker.init_state(own["step"], own["epoch"])
+        self.loss_buffer = own["best"]
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if hasattr(value, "detach") else value

@@ -1,0 +1,179 @@
+"""Durations, how long a run may take, and learning-rate schedulers."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    LinearLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+
+_SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
+_SPELLING = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+_ACCEPTED = "write '3ep' (epochs), '500st' (optimizer steps) or a time such as '90s', '10min', '2h'"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training.
+
+    Attributes
+    ----------
+    count : float
+        How many.
+    unit : {'ep', 'st', 's'}
+        Of epochs, optimizer steps or seconds.
+    """
+
+    count: float
+    unit: str
+
+    @classmethod
+    def parse(cls, value: Duration | str | int | timedelta, name: str, bare: str | None = "ep") -> Duration:
+        """Read a duration.
+
+        Parameters
+        ----------
+        value : str, int or timedelta
+            ``'3ep'``, ``'500st'``, ``'10min'``; an integer counts `bare` units.
+        name : str
+            The option's name, for the message.
+        bare : {'ep', 'st', None}
+            What a bare integer counts; None refuses one.
+
+        Raises
+        ------
+        ValueError
+            When `value` is none of these, or not above 0.
+        """
+        duration = value if isinstance(value, Duration) else cls._read(value, bare)
+        if duration is None or duration.count <= 0 or (duration.unit != "s" and duration.count % 1):
+            bare_too = {"ep": ", or a whole number of epochs", "st": ", or a whole number of steps", None: ""}[bare]
+            raise ValueError(f"{name}={value!r} is not a duration; {_ACCEPTED}{bare_too}")
+        return duration
+
+    @classmethod
+    def _read(cls, value: Any, bare: str | None) -> Duration | None:
+        if isinstance(value, timedelta):
+            return cls(value.total_seconds(), "s")
+        if isinstance(value, int) and not isinstance(value, bool):
+            return cls(value, bare) if bare else None
+        found = _SPELLING.fullmatch(value.lower()) if isinstance(value, str) else None
+        if found is None:
+            return None
+        count, unit = float(found[1]), found[2]
+        if unit in _SECONDS:
+            return cls(count * _SECONDS[unit], "s")
+        return cls(count, unit) if unit in ("ep", "st") else None
+
+
+class Budget:
+    """How long one call of `run` goes on, in absolute epochs, steps and clock time.
+
+    Parameters
+    ----------
+    limits : list of Duration
+        Whichever is reached first ends the run.
+    epoch, step : int
+        Epochs and optimizer steps that are done already.
+    """
+
+    def __init__(self, limits: list[Duration], epoch: int, step: int) -> None:
+        def least(unit: str) -> float:
+            return min((limit.count for limit in limits if limit.unit == unit), default=math.inf)
+
+        self.first_epoch, self.first_step = epoch, step
+        self.last_epoch, self.last_step = epoch + least("ep"), step + least("st")
+        self.seconds = least("s")
+        self.deadline = time.perf_counter() + self.seconds
+
+    def spent(self, step: int) -> str | None:
+        """Why the run ends after `step` optimizer steps, or None when it goes on."""
+        if step >= self.last_step:
+            return f"{step - self.first_step:,} steps done"
+        if time.perf_counter() >= self.deadline:
+            return f"{self.seconds:g} s are over"
+        return None
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs to run, counted from 0 over the trainer's whole life."""
+        epoch = self.first_epoch
+        while epoch < self.last_epoch:
+            yield epoch
+            epoch += 1
+
+    def steps(self, batches: int | None) -> float:
+        """How many optimizer steps the call will take at most, with that many batches an epoch."""
+        by_epoch = math.inf if batches is None else (self.last_epoch - self.first_epoch) * batches
+        return min(by_epoch, self.last_step - self.first_step)
+
+    def title(self, epoch: int) -> str:
+        """``Epoch 3/10``, or ``Epoch 3`` when the epochs have no end."""
+        return f"Epoch {epoch + 1}" + (f"/{int(self.last_epoch)}" if self.last_epoch < math.inf else "")
+
+
+class Interval:
+    """When something is due that happens every so often, such as a validation."""
+
+    def __init__(self, every: Duration) -> None:
+        self.every = every
+        self.within_epoch = every.unit != "ep"
+        self._last = time.perf_counter()
+
+    def at_step(self, step: int) -> bool:
+        """Whether it is due after `step` optimizer steps, in the middle of an epoch."""
+        if self.every.unit == "st":
+            return step % self.every.count == 0
+        if self.every.unit == "s" and time.perf_counter() - self._last >= self.every.count:
+            self._last = time.perf_counter()
+            return True
+        return False
+
+    def at_epoch(self, epoch: int, is_last: bool) -> bool:
+        """Whether it is due at the end of epoch `epoch` (counted from 1); the last one always is."""
+        return is_last or (self.every.unit == "ep" and epoch % self.every.count == 0)
+
+
+def step_scheduler(scheduler: Any, value: float | None = None, **kwargs: Any) -> None:
+    """Step once; ReduceLROnPlateau gets `value` and waits when there is none."""
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(**kwargs)
+    elif value is not None:
+        scheduler.step(value)
+
+
+def refuse_short(scheduler: Any, needed: float, unit: str) -> None:
+    """Raise when `scheduler` ends before the run does.
+
+    Parameters
+    ----------
+    scheduler : a scheduler of torch, or one with ``total_steps`` or ``total_iters``
+    needed : float
+        Steps that the run will take it; infinite when that is not known.
+    unit : str
+        What a step is, for the message.
+    """
+    if isinstance(scheduler, ChainedScheduler):
+        for part in scheduler._schedulers:
+            refuse_short(part, needed, unit)
+    elif isinstance(scheduler, SequentialLR):
+        refuse_short(scheduler._schedulers[-1], needed - scheduler._milestones[-1], unit)
+    elif not isinstance(scheduler, (LinearLR, ConstantLR)):  # these hold their last value, so they last
+        name = next((n for n in ("total_steps", "total_iters") if hasattr(scheduler, n)), None)
+        done = getattr(scheduler, "last_epoch", 0)
+        if name and needed < math.inf and done + needed > getattr(scheduler, name):
+            raise ValueError(
+                f"{type(scheduler).__name__} lasts {name}={getattr(scheduler, name)} steps, but this run takes it to"
+                f" {int(done + needed)} ({done} done, {int(needed)} to come, one a{'n' if unit[0] in 'aeio' else ''}"
+                f" {unit}); make it longer, or the run shorter"
+            )

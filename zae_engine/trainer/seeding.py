@@ -1,0 +1,48 @@
+"""Random streams: a function of the seed, and put back where somebody else's were."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def draw_seed() -> int:
+    """Draw a seed from torch's generator, so that the user's own ``torch.manual_seed`` repeats it."""
+    return int(torch.randint(2**31, ()))
+
+
+def set_streams(seed: int, *purpose: int | str) -> None:
+    """Set python's, numpy's and torch's generators (on all devices) from `seed` and what they are for.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    *purpose : int or str
+        Tells streams of one seed apart, such as ``"train", epoch``. The generators get the first 8 bytes of the
+        BLAKE2b hash of ``"seed/purpose/…"``, so neighbouring seeds share nothing.
+    """
+    text = "/".join(map(str, (seed, *purpose)))
+    value = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+@contextmanager
+def streams_kept(device: torch.device) -> Iterator[None]:
+    """Put every generator back afterwards, so that what runs inside draws nothing from the outside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [] if device.type == "cpu" else [device]
+    kind = "cuda" if device.type == "cpu" else device.type  # fork_rng wants a kind even for no devices
+    try:
+        with torch.random.fork_rng(devices, device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,402 @@
+"""The trainer: what a user subclasses, and the loop."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import checks
+from .banner import banner, epoch_line, farewell
+from .batch import detach, map_nest, merge, place, to_cpu
+from .compose import AddOnBase, compose, options_of, refuse_unknown
+from .device import Device, make_accelerator, resolve_accumulation
+from .history import History, Row, pooled
+from .plan import BatchPlan, Window, in_dataset_order, named
+from .progress import make_bar
+from .records import Records
+from .schedule import Budget, Duration, Interval, step_scheduler
+from .seeding import draw_seed, set_streams, streams_kept
+from .update import StepModule, evaluating, forward_of, make_update
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T", bound="Trainer")
+
+Loader = Iterable[Any]
+
+
+class Trainer(Records):
+    """Trains a model from two methods that you write, `train_step` and `test_step`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Stays your own: inside the steps, ``self.model`` is this very object, on the device.
+    device : str, torch.device, a list of one, or None
+        ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ``'mps'``; None lets Accelerate choose.
+    mode : {'train', 'test'}
+        What `run` does with its loader.
+    optimizer : Optimizer, optional
+        Over the model's parameters; needed in mode 'train'.
+    scheduler : learning-rate scheduler, optional
+        Over that optimizer; stepped once an epoch. ReduceLROnPlateau gets the validation loss, else the training loss.
+    log_bar : bool
+        Show a banner, a bar (plain lines in a file) and a line an epoch, on standard error.
+    scheduler_step_on_batch : bool
+        Step the scheduler once an optimizer step instead.
+    gradient_clip : float
+        Clip the gradients to this norm; 0 does not clip. The norm before is logged as ``grad_norm``.
+    gradient_accumulation_steps : int, optional
+        Cut each of the loader's batches into so many micro-batches. This saves memory and does not change the result.
+        None takes the launch configuration's, else 1.
+    mixed_precision : {'no', 'bf16', 'fp16', 'fp8'}, optional
+        None takes the launch configuration's.
+    seed : int, optional
+        Makes a run repeatable to the bit. None draws one from torch's generator and reports it (`seed`).
+    monitor : str
+        What tells the best weights: ``'loss'``, or another metric by its name, such as ``'acc'`` or ``'test_acc'``.
+        The validation's value is taken, without a validation loader the training's.
+    monitor_mode : {'min', 'max'}
+        Which direction of it is better.
+    on_nan : {'warn', 'stop'}
+        What happens when a value that the step returned is not finite; 'stop' ends the run when it is the loss.
+
+    Attributes
+    ----------
+    log_train, log_test : EpochLog
+        The values of the running (or last) epoch, a list a key, one value a batch.
+    train_metrics, test_metrics : dict
+        The epoch's means, and what `metric_on_epoch_end` added.
+    history : History
+        One row an epoch.
+    accelerator : accelerate.Accelerator
+        What runs below, for whoever needs it.
+
+    Examples
+    --------
+    >>> class MyTrainer(Trainer):
+    ...     def train_step(self, batch):
+    ...         x, y = batch
+    ...         return {"loss": nn.functional.cross_entropy(self.model(x), y)}
+    ...     test_step = train_step
+    >>> trainer = MyTrainer(model, device="cpu", optimizer=optimizer)
+    >>> history = trainer.run(n_epoch=3, loader=loader, valid_loader=valid_loader)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: Device | Sequence[Device] | None = None,
+        mode: str = "train",
+        optimizer: Optimizer | None = None,
+        scheduler: Any = None,
+        *,
+        log_bar: bool = True,
+        scheduler_step_on_batch: bool = False,
+        gradient_clip: float = 0.0,
+        gradient_accumulation_steps: int | None = None,
+        mixed_precision: str | None = None,
+        seed: int | None = None,
+        monitor: str = "loss",
+        monitor_mode: str = "min",
+        on_nan: str = "warn",
+        **unknown: NoReturn,
+    ) -> None:
+        refuse_unknown(unknown, type(self).__name__, options_of(type(self)))
+        checks.check_parts(model, mode, optimizer, scheduler, scheduler_step_on_batch)
+        checks.check_number("gradient_clip", gradient_clip, 0)
+        self.model, self.mode, self.optimizer, self.scheduler = model, mode, optimizer, scheduler
+        self.log_bar, self.scheduler_step_on_batch, self.gradient_clip = log_bar, scheduler_step_on_batch, gradient_clip
+        self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps)
+        self.seed_was_given = seed is not None
+        self.seed = draw_seed() if seed is None else checks.check_seed(seed)
+        self.loader: Loader | None = None
+        self.valid_loader: Loader | Mapping[str, Loader] | None = None
+        self._start_records(monitor, monitor_mode, on_nan)
+        self._prepare(device, mixed_precision)
+        self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
+
+    @classmethod
+    def add_on(cls, *add_ons: type[AddOnBase]) -> type[Self]:
+        """Return this class with add-ons on top, the last one outermost; the same stack is the same class.
+
+        Raises
+        ------
+        TypeError
+            For something that is no add-on, a repeated add-on, or one that comes before an add-on it requires.
+        """
+        return compose(cls, *add_ons)
+
+    def _prepare(self, device: Device | Sequence[Device] | None, mixed_precision: str | None) -> None:
+        self.accelerator = make_accelerator(device, mixed_precision)
+        self.device = self.accelerator.device
+        module = StepModule(self.model)
+        if self.optimizer is None:
+            self._prepared, self._prepared_optimizer = self.accelerator.prepare(module), None
+        else:
+            self._prepared, self._prepared_optimizer = self.accelerator.prepare(module, self.optimizer)
+        self._forward = forward_of(self._prepared)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(
+        self,
+        n_epoch: int | str | None = None,
+        loader: Loader | None = None,
+        valid_loader: Loader | Mapping[str, Loader] | None = None,
+        *,
+        max_steps: int | str | None = None,
+        max_time: str | timedelta | None = None,
+        valid_every: int | str = "1ep",
+        **kwargs: Any,
+    ) -> History:
+        """Train in mode 'train', evaluate in mode 'test'; a further call goes on from here.
+
+        ::
+
+            refuse what cannot go to its end
+            for each epoch that is left:
+                run_epoch(loader)
+                run_epoch(valid_loader) in mode 'test', when it is due
+                add a row to the history; check_better
+                step the scheduler, unless it is stepped each batch
+                end when stop() was called, or max_steps or max_time is reached
+
+        Parameters
+        ----------
+        n_epoch : int or str
+            How many epochs more; ``'3ep'``, ``'500st'`` and ``'10min'`` are accepted, too.
+        loader : DataLoader or iterable of batches
+            Its batch is the batch of one optimizer step.
+        valid_loader : loader, or dict of named loaders, optional
+            Named sets are reported as ``test_NAME_loss``, and all of them together as ``test_loss``.
+        max_steps : int or str, optional
+            End after so many optimizer steps (``500`` or ``'500st'``) of this call.
+        max_time : str or timedelta, optional
+            End after the step during which that time is over, ``'10min'`` say.
+        valid_every : int or str
+            ``'2ep'``, ``'500st'``, ``'10min'``; the end of the run is always validated.
+        **kwargs
+            Go on to overrides of `run_epoch` and `run_batch` that take them.
+
+        Returns
+        -------
+        History
+            Of all calls together.
+        """
+        self.loader, self.valid_loader = loader, valid_loader
+        limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
+        self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
+        checks.check_run_options(type(self), kwargs)
+        checks.check_run(loader, named(valid_loader), self._budget)
+        checks.check_parts(self.model, self.mode, self.optimizer, self.scheduler, self.scheduler_step_on_batch)
+        if self.scheduler is not None and self.mode == "train":
+            checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, BatchPlan(loader).batches, self._budget)
+        self._bar = make_bar(self.log_bar)
+        self._bar.write(banner(self))
+        for epoch in self._budget.epochs():
+            self.run_epoch(loader, **kwargs)
+            self._end_epoch(epoch, **kwargs)
+            if self._stop_reason is not None:
+                break
+        self._bar.write(farewell(self))
+        return self.history
+
+    def _get_ready(self, limits: list[Duration], valid_every: Duration) -> None:
+        """Decide, before the loop, everything that the loop would else have to ask again."""
+        training = self.mode == "train"
+        done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
+        self._budget = Budget(limits, *done)
+        self._validation, self._nan_watch = Interval(valid_every), Interval(Duration(1, "s"))
+        self._stop_reason, self._epoch_began = None, time.perf_counter()
+        self.batch_size = BatchPlan(self.loader).batch_size or 0
+        self.valid_batch_size = max(
+            (BatchPlan(v).batch_size or 0 for v in named(self.valid_loader).values()), default=0
+        )
+        if self._prepared_optimizer is not None:
+            self._update = make_update(self.accelerator, self._prepared, self._prepared_optimizer, self.gradient_clip)
+            self._update.zero_grad()
+            self._unproven: Sequence[Tensor] = self._update.parameters
+
+    def run_epoch(self, loader: Any, **kwargs: Any) -> None:
+        """Walk `loader` once: train on it in mode 'train', evaluate in mode 'test'. Then take the epoch's metrics."""
+        training, epoch = self.mode == "train", self.progress_checker.get_epoch()
+        log, metrics = (self.log_train, self.train_metrics) if training else (self.log_test, self.test_metrics)
+        log.clear()
+        plan, title = BatchPlan(loader), self._budget.title(epoch - 1) + ("" if training else " test")
+        bar = make_bar(self.log_bar).open(title, plan.batches, self.print_log)
+        with bar, self._surroundings(training, epoch):
+            for batch in plan:
+                self.run_batch(batch, **kwargs)
+                bar.advance(self._samples)
+                if training and self._pause(**kwargs):
+                    break
+        self._batches, self._speed = bar.done, bar.speed
+        metrics.clear()
+        metrics.update(log.means())
+        metrics.update(self.metric_on_epoch_end() or {})
+
+    def run_batch(self, batch: Any, **kwargs: Any) -> None:
+        """Take one batch as the loader gave it: place it, train or evaluate on it, log what the step returned."""
+        if self.device.type != "cpu":
+            batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
+        window = Window(batch, self.gradient_accumulation_steps if self.mode == "train" else 1)
+        if self.mode == "train":
+            self.optimize(window)
+            if self.scheduler_step_on_batch and self._stepped and self.scheduler is not None:
+                self.scheduler.step()
+        else:
+            self._evaluate(window)
+        self._samples = window.samples
+        window.values.setdefault("num_items", window.samples)
+        self.logging(window.values)
+        if self.mode == "train":
+            self.progress_checker.update_step()
+
+    def optimize(self, window: Window) -> None:
+        """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""
+        update, results = self._update, []
+        update.zero_grad()
+        for micro, samples in window.micros:
+            result = checks.check_step(self._forward(self.train_step, micro), "train_step", self._unproven)
+            self._unproven = ()
+            update.backward(result["loss"], window.share(result.get("num_items", samples), samples))
+            results.append({key: detach(value) for key, value in result.items()})
+        if (factor := window.correction()) is not None:
+            update.rescale(factor)
+        norm = update.clip()
+        self._stepped = update.step()
+        window.values = merge(results, window.items)
+        if norm is not None:
+            window.values["grad_norm"] = norm
+
+    def _evaluate(self, window: Window) -> None:
+        with torch.no_grad():
+            result = checks.check_values(self._forward(self.test_step, window.micros[0][0]), "test_step")
+        window.values = {key: detach(value) for key, value in result.items()}
+
+    @contextmanager
+    def _surroundings(self, training: bool, epoch: int) -> Iterator[None]:
+        """The random streams and module modes of an epoch; an evaluation leaves those outside as they were."""
+        if training:
+            self.model.train()
+            set_streams(self.seed, "train", epoch)
+            yield
+        else:
+            with evaluating(self.model), streams_kept(self.device):
+                set_streams(self.seed, "test", epoch)
+                yield
+
+    def _pause(self, **kwargs: Any) -> bool:
+        """Between two steps of an epoch: validate if it is due; return whether the run ends here."""
+        step = self.progress_checker.get_step() - 1
+        if self._validation.within_epoch and self._validation.at_step(step) and self.valid_loader is not None:
+            self.train_metrics.update(self.log_train.means())
+            self._validate(**kwargs)
+            self._take_stock(self.progress_checker.get_epoch(), tested=True)
+        if self.on_nan == "stop" and self._nan_watch.at_step(step):
+            self.log_train.drain()
+        if self._stop_reason is None:
+            self._stop_reason = self._budget.spent(step)
+        return self._stop_reason is not None
+
+    # ------------------------------------------------------------------ between epochs
+
+    def _end_epoch(self, epoch: int, **kwargs: Any) -> None:
+        """Validate, record, step the scheduler and count, after one epoch of `run`."""
+        if self._batches == 0:
+            warnings.warn("the loader gave no batch, so nothing was done; the run ends here", stacklevel=3)
+            self._stop_reason = "the loader gave no batch"
+            return
+        training, speed = self.mode == "train", self._speed
+        last = self._stop_reason is not None or epoch + 1 >= self._budget.last_epoch
+        tested = training and self.valid_loader is not None and self._validation.at_epoch(epoch + 1, last)
+        if tested := tested and not self._tested_now():
+            self._validate(**kwargs)
+        row = self._take_stock(epoch + 1 if training else self.progress_checker.get_epoch() - 1, tested or not training)
+        self._bar.write(epoch_line(self._budget.title(epoch), row, speed))
+        if training:
+            if self.scheduler is not None and not self.scheduler_step_on_batch:
+                step_scheduler(self.scheduler, row.get("train_loss" if self.valid_loader is None else "test_loss"))
+            self.progress_checker.update_epoch()
+        self._epoch_began = time.perf_counter()
+
+    def _tested_now(self) -> bool:
+        """Whether the last row of the history is a validation after this very step."""
+        last = self.history[-1] if len(self.history) else {}
+        return last.get("step") == self.progress_checker.get_step() - 1 and "test_loss" in last
+
+    def _take_stock(self, epoch: int, tested: bool) -> Row:
+        """Put the metrics into the history, and keep the weights if they are the best so far."""
+        row = self._record(epoch, time.perf_counter() - self._epoch_began, trained=self.mode == "train", tested=tested)
+        if self.mode == "train" and (tested or self.valid_loader is None):
+            value = self._monitored(row, tested)
+            if value is not None:
+                self.check_better(cur_epoch=epoch - 1, cur_loss=value)
+        return row
+
+    def _validate(self, **kwargs: Any) -> None:
+        """Evaluate on every validation loader, in the middle of training."""
+        self.toggle("test")
+        found: dict[str, float] = {}
+        sums = []
+        try:
+            for name, loader in named(self.valid_loader).items():
+                self.run_epoch(loader, **kwargs)
+                sums.append(self.log_test.sums())
+                found.update({f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()})
+        finally:
+            self.toggle("train")
+        self.test_metrics.clear()
+        self.test_metrics.update(pooled(sums) | found)
+
+    # ------------------------------------------------------------------ what the user writes, and inference
+
+    @abstractmethod
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        """Return ``{"loss": loss, ...}`` for a batch; write this.
+
+        It runs inside the prepared model, so autocast, compile and gradient synchronisation cover all of it.
+
+        Parameters
+        ----------
+        batch : Any
+            What the loader gave, on the device; a micro-batch of it under accumulation.
+
+        Returns
+        -------
+        dict
+            ``"loss"``: the mean over the batch, a tensor of one element with its graph. ``"num_items"``, optional: of
+            how many items it is the mean, when these are not the samples (tokens, say). Whatever else you want to see:
+            numbers are averaged over the epoch, other values are kept until its end.
+        """
+
+    @abstractmethod
+    def test_step(self, batch: Any) -> dict[str, Any]:
+        """Return ``{"loss": loss, ...}`` for a batch, without gradients; ``"output"`` is what `inference` returns."""
+
+    def inference(self, loader: Loader) -> list[Any]:
+        """Return what `test_step` returns as ``"output"``, one value a batch, on the CPU, in the dataset's order.
+
+        Logs, metrics, mode and random streams stay as they were. A loader that shuffles is walked in order.
+        """
+        mode, outputs = self.mode, list[Any]()
+        self.toggle("test")
+        try:
+            with self._surroundings(False, 0), torch.no_grad():
+                for batch in BatchPlan(in_dataset_order(loader)):
+                    values = self._forward(self.test_step, place(batch, self.device))
+                    outputs.append(map_nest(to_cpu, checks.check_output(values)))
+        finally:
+            self.toggle(mode)
+        return outputs

@@ -84,9 +84,12 @@ def count_samples(nest: Any) -> int:
 
     Without such a tensor it is the length of the first list, tuple or object that has one; else 1.
     """
+    first = nest[0] if type(nest) in (tuple, list) and nest else nest  # the usual batch is found at once
+    if isinstance(first, Tensor) and first.ndim:
+        return first.size(0)
     for leaf in leaves(nest):
         if isinstance(leaf, Tensor) and leaf.ndim:
-            return len(leaf)
+            return leaf.size(0)
     if isinstance(nest, Mapping) and nest:
         nest = next(iter(nest.values()))
     return len(nest) if hasattr(nest, "__len__") and not isinstance(nest, (str, bytes)) else 1
@@ -150,9 +153,16 @@ def to_cpu(value: Any) -> Any:
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
-def detach(value: Any) -> Any:
-    """Return a tensor without its graph, since a logged graph is a leak; anything else as it is."""
-    return value.detach() if isinstance(value, Tensor) else value
+def snapshot(value: Any) -> Any:
+    """Return a tensor as it is now, without its graph, since a logged graph is a leak; anything else as it is.
+
+    A scalar that no operation has just made may be a parameter or a view of one, which the next step changes: it is
+    copied.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    fresh = value.ndim or (value.grad_fn is not None and not value._is_view())
+    return value.detach() if fresh else value.detach().clone()
 
 
 def merge(results: list[dict[str, Any]], weights: list[Any]) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def check_scheduler(scheduler: Any, optimizer: Optimizer | None, on_batch: bool)
 
 def read_limits(n_epoch: Any, max_steps: Any, max_time: Any, mode: str) -> list[Duration]:
     """Return what ends a run; refuse a run without an end."""
+    if mode == "test" and (max_steps is not None or max_time is not None):
+        raise ValueError("max_steps and max_time end a training; in mode 'test', give n_epoch= or nothing")
     limits = []
     if n_epoch is not None:
         limits.append(Duration.parse(n_epoch, "n_epoch"))
@@ -108,7 +110,7 @@ def check_run(loader: Any, valid_loaders: dict[str, Any], budget: Budget) -> Non
         epochs = budget.last_epoch - budget.first_epoch
         if isinstance(value, Iterator) and epochs > 1:
             raise ValueError(
-                f"{name} is a {type(value).__name__}, which can be walked once, but the run takes {_many(epochs)} "
+                f"{name} is a {type(value).__name__}, which can be walked once, but the run takes {_many(epochs)}"
                 " epochs; give n_epoch=1, or an iterable that starts anew each time, such as a DataLoader or a list"
             )
 
@@ -126,15 +128,18 @@ def _many(count: float) -> str:
 def check_run_options(cls: type, names: Iterable[str]) -> None:
     """Refuse options of `run` that no override of a loop method takes."""
     options = dict.fromkeys(("max_steps", "max_time", "valid_every", "n_epoch", "loader", "valid_loader"), "run")
+    takes_any = False
     for owner in cls.__mro__:
         if issubclass(owner, Seams) and not owner.__module__.startswith("zae_engine.trainer."):
             for method in ("run", "run_epoch", "run_batch"):
                 if method in owner.__dict__:
                     parameters = inspect.signature(owner.__dict__[method]).parameters.values()
-                    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-                        return  # the override may take anything
+                    takes_any |= any(p.kind is p.VAR_KEYWORD for p in parameters)
                     options.update((p.name, owner.__name__) for p in parameters if p.name != "self")
-    refuse_unknown((n for n in names if n not in options), f"{cls.__name__}.run()", options)
+    unknown = [n for n in names if n not in options]
+    if takes_any:  # an override's **kwargs may mean anything but a misspelt option
+        unknown = [n for n in unknown if difflib.get_close_matches(n, options, n=1, cutoff=0.8)]
+    refuse_unknown(unknown, f"{cls.__name__}.run()", options)
 
 
 def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dict[str, Any]:

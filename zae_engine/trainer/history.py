@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from array import array
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +29,16 @@ class EpochLog(UserDict[str, list[Any]]):
 
     Parameters
     ----------
-    noticed : callable
+    noticed : callable, optional
         Called with (key, step, value) for the first value of a key that is not finite.
+    watch : bool
+        Read the values once a second even when nobody asks for them.
     """
 
-    def __init__(self, noticed: Noticed | None = None) -> None:
+    def __init__(self, noticed: Noticed | None = None, watch: bool = False) -> None:
         super().__init__()
         self.losses = array("d")  # one number a step, over all epochs
-        self._noticed = noticed
+        self._noticed, self._watch = noticed, watch
         self.clear()
 
     def __missing__(self, key: str) -> list[Any]:
@@ -45,10 +48,13 @@ class EpochLog(UserDict[str, list[Any]]):
         values = self.data.get(key)
         if values is None:
             return self.__missing__(key)
+        self._fetch(key, values)
+        return values
+
+    def _fetch(self, key: str, values: list[Any]) -> None:
         arrived = self._arrived.get(key, 0)
         values[arrived:] = to_host(values[arrived:])
         self._arrived[key] = len(values)
-        return values
 
     def clear(self) -> None:
         """Forget the epoch's values; the losses of all steps stay."""
@@ -57,6 +63,7 @@ class EpochLog(UserDict[str, list[Any]]):
         self._waiting: dict[str, list[tuple[Any, Any, int]]] = defaultdict(list)
         self._totals: dict[str, tuple[float, float]] = {}
         self._unaveraged: set[str] = {"num_items"}
+        self._due = time.perf_counter() + 1
 
     def add(self, values: dict[str, Any], weight: Any, step: int) -> None:
         """Take the values of one batch.
@@ -81,9 +88,16 @@ class EpochLog(UserDict[str, list[Any]]):
                     waiting[key].append((value, weight, step))
                 else:
                     unaveraged.add(key)
+                    # Large values must not fill the device's memory over a long epoch.
+                    self._watch |= isinstance(value, Tensor) and value.device.type != "cpu"
+        if self._watch and time.perf_counter() >= self._due:
+            self.drain()
 
     def drain(self) -> None:
-        """Bring over what waits, in one copy, and add it to the sums."""
+        """Bring over what waits, scalars in one copy, and add them to the sums."""
+        self._due = time.perf_counter() + 1
+        for key in self._unaveraged & self.data.keys():
+            self._fetch(key, self.data[key])
         waiting, self._waiting = self._waiting, defaultdict(list)
         flat = iter(read([x for entries in waiting.values() for value, weight, _ in entries for x in (value, weight)]))
         for key, entries in waiting.items():
@@ -123,16 +137,16 @@ def pooled(parts: Sequence[Sums]) -> dict[str, float]:
 
 def read(values: list[Any]) -> list[float]:
     """Return numbers and one-element tensors as floats, with one copy a device and number type."""
+    numbers: list[Any] = list(values)
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, value in enumerate(values):
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.device.type != "cpu":
             groups[value.device, value.dtype].append(i)
-    numbers: list[Any] = list(values)
     for indices in groups.values():
         stacked = torch.stack([values[i].reshape(()) for i in indices])
         for i, number in zip(indices, stacked.tolist(), strict=True):
             numbers[i] = number
-    return [float(number) for number in numbers]
+    return [float(number) for number in numbers]  # of a tensor on the CPU this is the quickest way to read it
 
 
 def to_host(values: list[Any]) -> list[Any]:
@@ -175,6 +189,10 @@ class History(Sequence[Row]):
         """Every column's name, ``seconds`` last."""
         names = list(dict.fromkeys(name for row in self.rows for name in row if name != "seconds"))
         return [*names, "seconds"] if self.rows else []
+
+    def tested_at(self, step: int) -> bool:
+        """Whether the last row is a validation after exactly `step` optimizer steps."""
+        return bool(self.rows) and self.rows[-1]["step"] == step and "test_loss" in self.rows[-1]
 
     def column(self, name: str) -> list[float | int | None]:
         """One column's values; None where a row has none."""

@@ -77,7 +77,9 @@ class BatchPlan:
 
     def __iter__(self) -> Iterator[Any]:
         """The global batches of one epoch; a None (a collate function's way to say "nothing") is left out."""
-        return (batch for batch in self.loader or () if batch is not None)
+        for batch in () if self.loader is None else self.loader:
+            if batch is not None:
+                yield batch
 
     @property
     def batches(self) -> int | None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights
 from . import checks
+from .batch import is_scalar
 from .compose import Seams
 from .history import EpochLog, History, Row
 from .progress import ProgressChecker
@@ -38,7 +39,7 @@ class Records(Seams):
         checks.check_choice("on_nan", on_nan, ("warn", "stop"))
         self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
         self.history, self.progress_checker = History(), ProgressChecker()
-        self.log_train, self.log_test = EpochLog(self._not_finite), EpochLog(self._not_finite)
+        self.log_train, self.log_test = (EpochLog(self._not_finite, watch=on_nan == "stop") for _ in range(2))
         self.train_metrics, self.test_metrics = {}, {}
         self.loss_buffer = math.inf if monitor_mode == "min" else -math.inf
         self.weight_buffer = {"epoch": [], "weight": []}
@@ -98,6 +99,17 @@ class Records(Seams):
         ...     return {"acc": hits.float().mean().item()}
         """
         return {}
+
+    def _numbers(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """The metrics that are numbers, as Python's; others are left out with a warning."""
+        for key, value in metrics.items():
+            if not is_scalar(value):
+                kind = type(value).__name__
+                self._warn_once(
+                    f"metric {key}",
+                    f"metric_on_epoch_end returned {key!r} of type {kind}, which is left out; return numbers",
+                )
+        return {key: float(value) for key, value in metrics.items() if is_scalar(value)}
 
     def _not_finite(self, key: str, step: int, value: float) -> None:
         what = f"'{key}'" if self.mode == "train" else f"'{key}' of the evaluation"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -16,16 +16,17 @@ from torch.optim import Optimizer
 
 from . import checks
 from .banner import banner, epoch_line, farewell
-from .batch import detach, map_nest, merge, place, to_cpu
+from .batch import map_nest, merge, place, snapshot, to_cpu
 from .compose import AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, make_accelerator, resolve_accumulation
+from .evaluation import evaluation
 from .history import History, Row, pooled
 from .plan import BatchPlan, Window, in_dataset_order, named
 from .progress import make_bar
 from .records import Records
 from .schedule import Budget, Duration, Interval, step_scheduler
-from .seeding import draw_seed, set_streams, streams_kept
-from .update import StepModule, evaluating, forward_of, make_update
+from .seeding import draw_seed, set_streams
+from .update import StepModule, forward_of, make_update
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -123,7 +124,9 @@ class Trainer(Records):
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
         self._start_records(monitor, monitor_mode, on_nan)
-        self._prepare(device, mixed_precision)
+        self.accelerator = make_accelerator(device, mixed_precision)
+        self.device = self.accelerator.device
+        self._prepare()
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
 
     @classmethod
@@ -137,15 +140,11 @@ class Trainer(Records):
         """
         return compose(cls, *add_ons)
 
-    def _prepare(self, device: Device | Sequence[Device] | None, mixed_precision: str | None) -> None:
-        self.accelerator = make_accelerator(device, mixed_precision)
-        self.device = self.accelerator.device
-        module = StepModule(self.model)
-        if self.optimizer is None:
-            self._prepared, self._prepared_optimizer = self.accelerator.prepare(module), None
-        else:
-            self._prepared, self._prepared_optimizer = self.accelerator.prepare(module, self.optimizer)
+    def _prepare(self) -> None:
+        parts = (StepModule(self.model), self.optimizer)
+        self._prepared, self._prepared_optimizer = self.accelerator.prepare(*parts)  # a None stays None
         self._forward = forward_of(self._prepared)
+        self._prepared_for = (self.model, self.optimizer)
 
     # ------------------------------------------------------------------ the loop
 
@@ -195,11 +194,11 @@ class Trainer(Records):
             Of all calls together.
         """
         self.loader, self.valid_loader = loader, valid_loader
+        checks.check_parts(self.model, self.mode, self.optimizer, self.scheduler, self.scheduler_step_on_batch)
         limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
         self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
         checks.check_run_options(type(self), kwargs)
         checks.check_run(loader, named(valid_loader), self._budget)
-        checks.check_parts(self.model, self.mode, self.optimizer, self.scheduler, self.scheduler_step_on_batch)
         if self.scheduler is not None and self.mode == "train":
             checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, BatchPlan(loader).batches, self._budget)
         self._bar = make_bar(self.log_bar)
@@ -214,11 +213,12 @@ class Trainer(Records):
 
     def _get_ready(self, limits: list[Duration], valid_every: Duration) -> None:
         """Decide, before the loop, everything that the loop would else have to ask again."""
+        if self._prepared_for != (self.model, self.optimizer):
+            self._prepare()  # the user put another one in place
         training = self.mode == "train"
         done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
         self._budget = Budget(limits, *done)
-        self._validation, self._nan_watch = Interval(valid_every), Interval(Duration(1, "s"))
-        self._stop_reason, self._epoch_began = None, time.perf_counter()
+        self._validation, self._stop_reason, self._epoch_began = Interval(valid_every), None, time.perf_counter()
         self.batch_size = BatchPlan(self.loader).batch_size or 0
         self.valid_batch_size = max(
             (BatchPlan(v).batch_size or 0 for v in named(self.valid_loader).values()), default=0
@@ -244,7 +244,7 @@ class Trainer(Records):
         self._batches, self._speed = bar.done, bar.speed
         metrics.clear()
         metrics.update(log.means())
-        metrics.update(self.metric_on_epoch_end() or {})
+        metrics.update(self._numbers(self.metric_on_epoch_end() or {}))
 
     def run_batch(self, batch: Any, **kwargs: Any) -> None:
         """Take one batch as the loader gave it: place it, train or evaluate on it, log what the step returned."""
@@ -271,7 +271,7 @@ class Trainer(Records):
             result = checks.check_step(self._forward(self.train_step, micro), "train_step", self._unproven)
             self._unproven = ()
             update.backward(result["loss"], window.share(result.get("num_items", samples), samples))
-            results.append({key: detach(value) for key, value in result.items()})
+            results.append({key: snapshot(value) for key, value in result.items()})
         if (factor := window.correction()) is not None:
             update.rescale(factor)
         norm = update.clip()
@@ -281,21 +281,17 @@ class Trainer(Records):
             window.values["grad_norm"] = norm
 
     def _evaluate(self, window: Window) -> None:
-        with torch.no_grad():
-            result = checks.check_values(self._forward(self.test_step, window.micros[0][0]), "test_step")
-        window.values = {key: detach(value) for key, value in result.items()}
+        if torch.is_grad_enabled():  # not within an epoch, where `evaluation` has seen to it
+            with torch.no_grad():
+                return self._evaluate(window)
+        window.values = dict(checks.check_values(self._forward(self.test_step, window.micros[0][0]), "test_step"))
 
-    @contextmanager
-    def _surroundings(self, training: bool, epoch: int) -> Iterator[None]:
-        """The random streams and module modes of an epoch; an evaluation leaves those outside as they were."""
-        if training:
-            self.model.train()
-            set_streams(self.seed, "train", epoch)
-            yield
-        else:
-            with evaluating(self.model), streams_kept(self.device):
-                set_streams(self.seed, "test", epoch)
-                yield
+    def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
+        if not training:
+            return evaluation(self.model, self.device, self.seed, epoch)
+        self.model.train()
+        set_streams(self.seed, "train", epoch)
+        return nullcontext()
 
     def _pause(self, **kwargs: Any) -> bool:
         """Between two steps of an epoch: validate if it is due; return whether the run ends here."""
@@ -304,8 +300,6 @@ class Trainer(Records):
             self.train_metrics.update(self.log_train.means())
             self._validate(**kwargs)
             self._take_stock(self.progress_checker.get_epoch(), tested=True)
-        if self.on_nan == "stop" and self._nan_watch.at_step(step):
-            self.log_train.drain()
         if self._stop_reason is None:
             self._stop_reason = self._budget.spent(step)
         return self._stop_reason is not None
@@ -321,7 +315,7 @@ class Trainer(Records):
         training, speed = self.mode == "train", self._speed
         last = self._stop_reason is not None or epoch + 1 >= self._budget.last_epoch
         tested = training and self.valid_loader is not None and self._validation.at_epoch(epoch + 1, last)
-        if tested := tested and not self._tested_now():
+        if tested := tested and not self.history.tested_at(self.progress_checker.get_step() - 1):
             self._validate(**kwargs)
         row = self._take_stock(epoch + 1 if training else self.progress_checker.get_epoch() - 1, tested or not training)
         self._bar.write(epoch_line(self._budget.title(epoch), row, speed))
@@ -330,11 +324,6 @@ class Trainer(Records):
                 step_scheduler(self.scheduler, row.get("train_loss" if self.valid_loader is None else "test_loss"))
             self.progress_checker.update_epoch()
         self._epoch_began = time.perf_counter()
-
-    def _tested_now(self) -> bool:
-        """Whether the last row of the history is a validation after this very step."""
-        last = self.history[-1] if len(self.history) else {}
-        return last.get("step") == self.progress_checker.get_step() - 1 and "test_loss" in last
 
     def _take_stock(self, epoch: int, tested: bool) -> Row:
         """Put the metrics into the history, and keep the weights if they are the best so far."""
@@ -353,6 +342,8 @@ class Trainer(Records):
         try:
             for name, loader in named(self.valid_loader).items():
                 self.run_epoch(loader, **kwargs)
+                if not self._batches:
+                    self._warn_once(f"empty {name}", f"valid_loader {name} gave no batch".replace("  ", " "))
                 sums.append(self.log_test.sums())
                 found.update({f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()})
         finally:
@@ -393,7 +384,7 @@ class Trainer(Records):
         mode, outputs = self.mode, list[Any]()
         self.toggle("test")
         try:
-            with self._surroundings(False, 0), torch.no_grad():
+            with self._surroundings(False, 0):
                 for batch in BatchPlan(in_dataset_order(loader)):
                     values = self._forward(self.test_step, place(batch, self.device))
                     outputs.append(map_nest(to_cpu, checks.check_output(values)))

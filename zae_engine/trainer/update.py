@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
@@ -37,18 +36,6 @@ class StepModule(nn.Module):
 
     def forward(self, step: Step, batch: Any) -> dict[str, Any]:
         return step(batch)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set `model` to evaluation; afterwards each of its modules is in the mode it was in."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _call(step: Step, batch: Any) -> dict[str, Any]:

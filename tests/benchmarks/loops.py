@@ -1,0 +1,75 @@
+"""The loops written by hand, which the trainers are compared with."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+
+from .task import MAX_NORM, Row, Task
+
+
+def train(task: Task) -> None:
+    """Train with PyTorch alone."""
+    model, optimizer = task.model, task.optimizer()
+    losses: list[Tensor] = []
+    model.train()
+    for x, y in task.loader():
+        task.stamp()
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+
+
+def train_clipped(task: Task) -> None:
+    """Train with PyTorch alone, clipping the gradients' norm."""
+    model, optimizer = task.model, task.optimizer()
+    losses: list[Tensor] = []
+    model.train()
+    for x, y in task.loader():
+        task.stamp()
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        clip_grad_norm_(model.parameters(), MAX_NORM)
+        optimizer.step()
+        losses.append(loss.detach())
+
+
+def train_accelerate(task: Task) -> None:
+    """Train with Accelerate, as its documentation writes the loop."""
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, loader = accelerator.prepare(task.model, task.optimizer(), task.loader())
+    losses: list[Tensor] = []
+    model.train()
+    for x, y in loader:
+        task.stamp()
+        with accelerator.accumulate(model):
+            loss = cross_entropy(model(x), y)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.detach())
+
+
+def evaluate(task: Task) -> None:
+    """Evaluate with PyTorch alone, summing the loss."""
+    model = task.model
+    total = torch.zeros(())
+    model.eval()
+    with torch.no_grad():
+        for x, y in task.loader():
+            task.stamp()
+            total += cross_entropy(model(x), y)
+
+
+TRAINING = (
+    Row("pytorch", train),
+    Row("accelerate", train_accelerate),
+    Row("pytorch+clip", train_clipped),
+)
+EVALUATION = (Row("pytorch", evaluate),)

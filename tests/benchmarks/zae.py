@@ -1,0 +1,51 @@
+"""The rows of zae-engine itself, with its bar and its logs on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from zae_engine.trainer import Trainer
+
+from .task import MAX_NORM, Batch, Row, Task
+
+
+class StampedTrainer(Trainer):
+    """Classify, noting when each step begins."""
+
+    def __init__(self, task: Task, **options: Any) -> None:
+        super().__init__(task.model, device="cpu", **options)
+        self.task = task
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss of one batch."""
+        self.task.stamp()
+        x, y = batch
+        return {"loss": cross_entropy(self.model(x), y)}
+
+    test_step = train_step
+
+
+def train(task: Task) -> None:
+    """Train for one epoch."""
+    trainer = StampedTrainer(task, mode="train", optimizer=task.optimizer(), log_bar=True, seed=0)
+    trainer.run(n_epoch=1, loader=task.loader())
+
+
+def train_clipped(task: Task) -> None:
+    """Train for one epoch, clipping the gradients' norm."""
+    trainer = StampedTrainer(
+        task, mode="train", optimizer=task.optimizer(), log_bar=True, gradient_clip=MAX_NORM, seed=0
+    )
+    trainer.run(n_epoch=1, loader=task.loader())
+
+
+def evaluate(task: Task) -> None:
+    """Evaluate once."""
+    StampedTrainer(task, mode="test", log_bar=True).run(1, task.loader())
+
+
+TRAINING = (Row("zae-engine", train), Row("zae-engine+clip", train_clipped, against="pytorch+clip"))
+EVALUATION = (Row("zae-engine", evaluate),)

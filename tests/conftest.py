@@ -1,0 +1,12 @@
+import gc
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_no_leftovers():
+    """One thread, as the figures in the documentation; trainers of an earlier test must not hold Accelerate's state."""
+    torch.set_num_threads(1)
+    yield
+    gc.collect()

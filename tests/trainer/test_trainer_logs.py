@@ -1,0 +1,211 @@
+"""What is logged, when it is read, and what stays in memory."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.helpers import MLPTrainer, PlainTrainer, data, loader, make, weights
+
+
+def test_means_are_weighted_by_samples():
+    trainer = make(MLPTrainer, mode="train")
+    history = trainer.run(1, loader(), loader())
+    x, y = data().tensors
+    trainer.model.eval()
+    true = nn.functional.cross_entropy(trainer.model(x), y).item()
+    assert history[-1]["test_loss"] == pytest.approx(true, rel=1e-6)
+    losses, items = torch.stack(trainer.log_train["loss"]).double(), torch.tensor(trainer.log_train["num_items"])
+    assert history[-1]["train_loss"] == pytest.approx(((losses * items).sum() / 45).item(), rel=1e-12)
+
+
+def test_every_scalar_is_averaged_and_other_values_are_kept():
+    class Many(PlainTrainer):
+        def train_step(self, batch):
+            loss = super().train_step(batch)["loss"]
+            return {"loss": loss, "half": loss / 2, "number": 2, "flag": True, "text": "a", "vector": batch[0][0]}
+
+        test_step = train_step
+
+    trainer = make(Many)
+    trainer.run(1, loader())
+    assert set(trainer.train_metrics) == {"loss", "half", "number", "flag"}
+    assert trainer.train_metrics["number"] == 2
+    assert len(trainer.log_train["vector"]) == 6
+    assert trainer.log_train["text"] == ["a"] * 6
+
+
+def test_log_train_survives_validation_and_starts_anew_each_epoch():
+    trainer = make(MLPTrainer)
+    trainer.run(3, loader(), loader(20))
+    assert len(trainer.log_train["loss"]) == 6
+    assert len(trainer.log_test["loss"]) == 3
+    assert not trainer.log_train["loss"][0].requires_grad
+
+
+def test_the_loss_history_has_one_number_a_step():
+    trainer = make(MLPTrainer)
+    trainer.run(3, loader(), loader(20))
+    assert len(trainer.get_loss_history()) == 18
+    assert len(trainer.get_loss_history("test")) == 9
+    assert trainer.get_loss_history()[-1] == trainer.log_train["loss"][-1].item()
+    with pytest.raises(ValueError, match=r"mode='tset' is not known; .* did you mean 'test'\?"):
+        trainer.get_loss_history("tset")
+
+
+def test_log_reset_forgets():
+    trainer = make(MLPTrainer)
+    trainer.run(1, loader())
+    trainer.log_reset(epoch_end=True)
+    assert trainer.log_train["loss"] == []
+    assert trainer.train_metrics == {}
+    assert len(trainer.get_loss_history()) == 6
+
+
+def test_grad_norm_is_the_norm_before_clipping():
+    clipped, free = make(gradient_clip=1e-3), make(gradient_clip=1e9)
+    clipped.run(1, loader())
+    free.run(1, loader())
+    assert clipped.log_train["grad_norm"][0] == free.log_train["grad_norm"][0] > 1e-3
+    assert "train_grad_norm" in clipped.history[-1]
+    trainer = make()
+    trainer.run(1, loader())
+    assert trainer.log_train["grad_norm"] == []
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would wait for a device: numbers read, copies to the host, values stacked to be read."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.__name__.split(".")[0] in ("_local_scalar_dense", "_to_copy", "stack"):
+            self.counted.append(function.__name__)
+        return function(*args, **kwargs or {})
+
+
+def test_a_step_that_shows_nothing_reads_nothing():
+    class Counted(MLPTrainer):
+        def run_batch(self, batch, **kwargs):
+            with Reads() as reads:
+                super().run_batch(batch, **kwargs)
+            counts.extend(reads.counted)
+
+    counts: list[str] = []
+    trainer = make(Counted)  # clipping would stack the norms on the device
+    trainer.run(2, loader(), loader(20))
+    assert counts == []
+    with Reads() as reads:
+        trainer.log_train.means()
+        trainer.run_batch(next(iter(loader())))
+        trainer.log_train.means()
+    assert reads.counted  # the counter does see a read
+
+
+def test_means_do_not_depend_on_when_they_are_read():
+    class Curious(MLPTrainer):
+        def logging(self, step_dict):
+            super().logging(step_dict)
+            self.print_log(1, 1)
+
+    quiet, curious = make(MLPTrainer), make(Curious)
+    assert quiet.run(1, loader())[-1]["train_loss"] == curious.run(1, loader())[-1]["train_loss"]
+
+
+class Poisoned(PlainTrainer):
+    def train_step(self, batch):
+        values = super().train_step(batch)
+        bad = self.progress_checker.get_step() >= 4
+        return {"loss": values["loss"] * (math.nan if bad and self.poison == "loss" else 1), "extra": math.inf if bad and self.poison == "extra" else 0}
+
+    test_step = train_step
+
+
+@pytest.mark.parametrize("key", ["loss", "extra"])
+def test_a_value_that_is_not_finite_is_named_with_its_step(key):
+    trainer = make(Poisoned)
+    trainer.poison = key
+    with pytest.warns(UserWarning, match=f"'{key}' is (nan|inf) from step 4 on"):
+        trainer.run(1, loader())
+    assert not math.isfinite(trainer.history[-1][f"train_{key}"])  # not averaged away
+
+
+@pytest.mark.filterwarnings("ignore:.*from step")
+def test_on_nan_stop_ends_the_run_with_the_best_weights_kept():
+    trainer = make(Poisoned, on_nan="stop")
+    trainer.poison = "loss"
+    trainer.run(9, loader())
+    assert trainer.stop_reason == "the loss is nan from step 4 on"
+    assert len(trainer.history) == 1
+    assert trainer.weight_buffer["weight"] == []  # NaN is never the best
+
+
+@pytest.mark.filterwarnings("ignore:.*from step")
+def test_on_nan_warn_goes_on():
+    trainer = make(Poisoned, on_nan="warn")
+    trainer.poison = "loss"
+    assert len(trainer.run(2, loader())) == 2
+
+
+def test_logging_is_a_seam_that_gets_detached_values():
+    class Listener(PlainTrainer):
+        def logging(self, step_dict):
+            heard.append({key: float(value) for key, value in step_dict.items()})
+            assert not step_dict["loss"].requires_grad
+            super().logging(step_dict)
+
+    heard: list[dict[str, float]] = []
+    make(Listener, gradient_clip=1.0).run(1, loader())
+    assert [entry["num_items"] for entry in heard] == [8, 8, 8, 8, 8, 5]
+    assert set(heard[0]) == {"loss", "num_items", "grad_norm"}
+
+
+def test_a_metric_that_is_no_number_is_left_out_with_a_warning():
+    class Odd(PlainTrainer):
+        def metric_on_epoch_end(self):
+            return {"good": torch.tensor(0.5), "confusion": torch.eye(3)}
+
+    trainer = make(Odd)
+    with pytest.warns(UserWarning, match="'confusion' of type Tensor, which is left out"):
+        trainer.run(1, loader())
+    assert trainer.train_metrics["good"] == 0.5
+    assert "confusion" not in trainer.train_metrics
+
+
+def test_print_log_has_position_rate_and_means():
+    trainer = make(MLPTrainer)
+    trainer.run(1, loader())
+    shown = trainer.print_log(3, 6)
+    assert shown["Batch"] == "3/6"
+    assert shown["LR"] == "1.000e-01"
+    assert float(shown["loss"]) == pytest.approx(trainer.train_metrics["loss"], abs=1e-6)
+
+
+def test_banner_and_epoch_lines_on_standard_error(capsys):
+    trainer = make(MLPTrainer, log_bar=True, gradient_accumulation_steps=2)
+    trainer.run(2, loader(), loader(20))
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert "MLPTrainer · train on cpu · fp32 · 195 parameters" in lines[0]
+    assert lines[1].startswith("batch 8 = 1 process × 2 micro-batches × 4 samples · 6 batches an epoch · seed 0")
+    assert lines[2].startswith("Epoch 1/2 | train_loss")
+    assert "test_acc" in lines[2]
+    assert "samples/s" in lines[2]
+    assert "Best: loss" in lines[-1]
+
+
+def test_log_bar_false_is_silent(capsys):
+    make(MLPTrainer).run(2, loader(), loader(20))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_logged_graph_is_not_kept():
+    trainer = make(MLPTrainer)
+    trainer.run(1, loader())
+    assert all(not v.requires_grad for v in trainer.log_train["output"])
+    assert weights(trainer.model)

@@ -25,9 +25,7 @@ def time_import(module: str) -> float:
 def loaded_by(module: str) -> dict[str, str]:
     """Return for each optional package whether importing `module` imports it too."""
     code = f"import sys, json, {module}; print(json.dumps([m for m in {OPTIONAL!r} if m in sys.modules]))"
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     loaded = json.loads(output)
     absent = [name for name in OPTIONAL if find_spec(name) is None]
     return {

@@ -119,7 +119,6 @@ def format_table(figures: Sequence[Figure]) -> str:
     width = max(len(figure.name) for figure in figures)
     lines = [f"{'row':<{width}}  {'µs a step':>10}  {'ratio':>6}  {'extra µs':>9}  against"]
     lines += [
-        f"{f.name:<{width}}  {f.micros:>10.1f}  {f.ratio:>6.2f}  {f.extra_micros:>9.1f}  {f.against}"
-        for f in figures
+        f"{f.name:<{width}}  {f.micros:>10.1f}  {f.ratio:>6.2f}  {f.extra_micros:>9.1f}  {f.against}" for f in figures
     ]
     return "\n".join(lines)

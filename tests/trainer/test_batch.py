@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from zae_engine.trainer.batch import count_samples, cut, detach, is_scalar, leaves, map_nest, merge, place, to_cpu
+from zae_engine.trainer.batch import count_samples, cut, is_scalar, leaves, map_nest, merge, place, snapshot, to_cpu
 
 META = torch.device("meta")  # a second device that every machine has
 
@@ -180,19 +180,35 @@ def test_a_mapping_that_refuses_update_is_mapped_item_by_item():
     assert not mapped["logits"].requires_grad
 
 
-def test_to_cpu_and_detach_take_the_graph_away():
-    x = torch.ones(2, requires_grad=True) * 2
-    assert not detach(x).requires_grad
-    assert not to_cpu(x).requires_grad
-    assert (detach("s"), to_cpu(3)) == ("s", 3)
+def test_to_cpu_and_snapshot_take_the_graph_away():
+    for x in (torch.ones(2, requires_grad=True) * 2, torch.ones(2, requires_grad=True).sum()):
+        assert not snapshot(x).requires_grad
+        assert not to_cpu(x).requires_grad
+    assert (snapshot("s"), to_cpu(3)) == ("s", 3)
 
 
-def test_a_detached_parameter_keeps_the_value_it_had():
-    scale = nn.Parameter(torch.tensor(1.0))
-    logged = detach(scale)
+@pytest.mark.parametrize(
+    "pick", [lambda p: p.sum(), lambda p: p[0], lambda p: p.detach()[0], lambda p: p[:1].squeeze()]
+)
+def test_a_snapshot_keeps_the_value_it_had(pick):
+    scales = nn.Parameter(torch.tensor([1.0]))
+    logged = snapshot(pick(scales))
     with torch.no_grad():
-        scale.add_(4.0)  # as the optimizer's step does, before the log is read
+        scales.add_(4.0)  # as the optimizer's step does, before the log is read
     assert logged.item() == 1.0
+
+
+def test_a_snapshot_of_a_parameter_or_buffer_without_dimensions_is_a_copy():
+    for live in (nn.Parameter(torch.tensor(1.0)), torch.tensor(1.0)):
+        logged = snapshot(live)
+        with torch.no_grad():
+            live.add_(4.0)
+        assert logged.item() == 1.0
+
+
+def test_what_a_step_has_just_computed_is_not_copied():
+    loss = torch.ones(2, requires_grad=True).sum()
+    assert snapshot(loss).data_ptr() == loss.data_ptr()
 
 
 # ---------------------------------------------------------------------- count_samples
@@ -306,7 +322,10 @@ def test_a_batch_whose_parts_cannot_be_cut_alike_is_refused():
 
 
 def test_scalars_are_weighted_and_counts_are_summed():
-    parts = [{"loss": torch.tensor(1.0), "acc": 0.5, "num_items": 1}, {"loss": torch.tensor(5.0), "acc": 1.0, "num_items": 3}]
+    parts = [
+        {"loss": torch.tensor(1.0), "acc": 0.5, "num_items": 1},
+        {"loss": torch.tensor(5.0), "acc": 1.0, "num_items": 3},
+    ]
     merged = merge(parts, [1, 3])
     assert merged["loss"].item() == 4.0
     assert merged["acc"] == 0.875
@@ -322,7 +341,10 @@ def test_tensors_and_lists_are_joined_and_of_other_things_the_last_stays():
 
 
 def test_weights_may_be_tensors():
-    parts = [{"loss": torch.tensor(1.0), "num_items": torch.tensor(2)}, {"loss": torch.tensor(4.0), "num_items": torch.tensor(1)}]
+    parts = [
+        {"loss": torch.tensor(1.0), "num_items": torch.tensor(2)},
+        {"loss": torch.tensor(4.0), "num_items": torch.tensor(1)},
+    ]
     merged = merge(parts, [p["num_items"] for p in parts])
     assert merged["loss"].item() == 2.0
     assert merged["num_items"].item() == 3

@@ -1,16 +1,30 @@
 """From the values of the steps to weighted means, rows, files and plots."""
 
+import copy
 import csv
 import math
+import pickle
 import random
 import subprocess
 import sys
+import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from zae_engine.trainer.history import EpochLog, History, pooled
+
+
+class Listener:
+    """Who is told about values that are not finite."""
+
+    def __init__(self):
+        self.heard = []
+
+    def note(self, key, step, value):
+        self.heard.append((key, step, str(value)))
 
 
 def filled(*batches, noticed=None):
@@ -53,8 +67,10 @@ def test_means_do_not_depend_on_when_they_are_read():
 
 @pytest.mark.parametrize(
     "value",
-    [2, 2.0, True, np.float32(2), np.float64(2), np.float16(2), np.int64(2), np.bool_(True)]
-    + [torch.tensor(2), torch.tensor(2.0), torch.tensor(True), torch.tensor(2.0, dtype=torch.bfloat16)],
+    [
+        *(2, 2.0, True, np.float32(2), np.float64(2), np.float16(2), np.int64(2), np.bool_(True)),
+        *(torch.tensor(2), torch.tensor(2.0), torch.tensor(True), torch.tensor(2.0, dtype=torch.bfloat16)),
+    ],
     ids=lambda v: f"{type(v).__name__}-{getattr(v, 'dtype', '')}",
 )
 def test_every_kind_of_number_is_averaged(value):
@@ -159,31 +175,61 @@ def test_losses_that_nobody_read_survive_clear():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_first_value_that_is_not_finite_is_reported_once(bad):
-    seen = []
+    listener = Listener()
     batches = [({"loss": torch.tensor(v), "acc": 1.0}, 2) for v in (1.0, bad, 2.0, bad)]
-    log = filled(*batches, noticed=lambda key, step, value: seen.append((key, step, str(value))))
+    log = filled(*batches, noticed=listener.note)
     assert not math.isfinite(log.means()["loss"])
     log.add({"loss": bad}, 1, 5)
     log.drain()
-    assert seen == [("loss", 2, str(bad))]
+    assert listener.heard == [("loss", 2, str(bad))]
     assert log.means()["acc"] == 1.0
 
 
 def test_each_key_is_reported_for_itself():
-    seen = []
+    listener = Listener()
     batches = [({"loss": 1.0, "a": math.nan}, 1), ({"loss": math.inf, "a": math.nan}, 1)]
-    filled(*batches, noticed=lambda key, step, value: seen.append((key, step))).drain()
-    assert sorted(seen) == [("a", 1), ("loss", 2)]
+    filled(*batches, noticed=listener.note).drain()
+    assert sorted(listener.heard) == [("a", 1, "nan"), ("loss", 2, "inf")]
 
 
 def test_a_new_epoch_reports_anew():
-    seen = []
-    log = filled(({"loss": math.nan}, 1), noticed=lambda key, step, value: seen.append(step))
+    listener = Listener()
+    log = filled(({"loss": math.nan}, 1), noticed=listener.note)
     log.means()
     log.clear()
     log.add({"loss": math.nan}, 1, 9)
     log.means()
-    assert seen == [1, 9]
+    assert [step for _, step, _ in listener.heard] == [1, 9]
+
+
+def test_a_log_that_watches_reports_without_being_asked():
+    watching, waiting = Listener(), Listener()
+    logs = EpochLog(watching.note, watch=True), EpochLog(waiting.note)
+    for log in logs:
+        log.add({"loss": math.nan}, 1, 1)
+    time.sleep(1.05)
+    for log in logs:
+        log.add({"loss": 1.0}, 1, 2)
+    assert watching.heard == [("loss", 1, "nan")]
+    assert waiting.heard == []
+
+
+def test_a_log_does_not_keep_its_listener():
+    listener = Listener()
+    kept = weakref.ref(listener)
+    log = filled(({"loss": math.nan}, 1), noticed=listener.note)
+    del listener
+    assert kept() is None
+    assert math.isnan(log.means()["loss"])
+
+
+def test_a_log_is_copied_and_pickled_without_its_listener():
+    listener = Listener()
+    log = filled(({"loss": 1.0}, 1), ({"loss": math.nan}, 1), noticed=listener.note)
+    for twin in (copy.deepcopy(log), pickle.loads(pickle.dumps(log))):
+        assert math.isnan(twin.means()["loss"])
+        assert twin["loss"][0] == 1.0
+    assert listener.heard == []
 
 
 # ---------------------------------------------------------------------- pooled
@@ -227,6 +273,15 @@ def test_a_row_of_the_same_epoch_and_step_is_completed():
     made.put(row(1, 6))
     made.put(row(2, 6))
     assert len(made) == 3
+
+
+def test_a_validation_after_this_very_step_is_known():
+    made = history(row(1, 5, test_loss=2.0))
+    assert made.tested_at(5)
+    assert not made.tested_at(6)
+    made.put(row(1, 6, train_loss=2.0))
+    assert not made.tested_at(6)
+    assert not History().tested_at(0)
 
 
 def test_columns_are_told_with_the_seconds_last():
@@ -309,7 +364,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("matplotlib", "wandb", "neptune"):
+        if name.partition(".")[0] == "matplotlib":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())

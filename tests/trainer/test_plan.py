@@ -208,7 +208,13 @@ def test_single_samples_are_walked_in_order():
 
 def test_workers_and_their_settings_stay():
     loader = DataLoader(
-        range(4), shuffle=True, num_workers=2, prefetch_factor=3, worker_init_fn=print, timeout=5, persistent_workers=True
+        range(4),
+        shuffle=True,
+        num_workers=2,
+        prefetch_factor=3,
+        worker_init_fn=print,
+        timeout=5,
+        persistent_workers=True,
     )
     ordered = in_dataset_order(loader)
     assert (ordered.num_workers, ordered.prefetch_factor, ordered.timeout) == (2, 3, 5)

@@ -51,8 +51,10 @@ def test_a_duration_is_read(value, count, unit):
 
 @pytest.mark.parametrize(
     "value",
-    ["3", "3 epochs", "ep", "", "-1ep", "0ep", "0st", "0s", "1.5ep", "0.5st", "1e3st", "3ep5st", "10m", 0, -1, True, 2.5]
-    + [None, timedelta(0), timedelta(seconds=-1), Duration(0, "s"), Duration(1.5, "ep"), [3]],
+    [
+        *("3", "3 epochs", "ep", "", "-1ep", "0ep", "0st", "0s", "1.5ep", "0.5st", "1e3st", "3ep5st", "10m"),
+        *(0, -1, True, 2.5, None, timedelta(0), timedelta(seconds=-1), Duration(0, "s"), Duration(1.5, "ep"), [3]),
+    ],
     ids=repr,
 )
 def test_what_is_no_duration_is_refused(value):
@@ -66,9 +68,9 @@ def test_what_is_no_duration_is_refused(value):
 
 def test_a_bare_number_counts_what_the_option_says():
     assert Duration.parse(5, "max_steps", bare="st") == Duration(5, "st")
-    with pytest.raises(ValueError, match="max_steps=0 is not a duration; .*, or a whole number of steps$"):
+    with pytest.raises(ValueError, match=r"max_steps=0 is not a duration; .*, or a whole number of steps$"):
         Duration.parse(0, "max_steps", bare="st")
-    with pytest.raises(ValueError, match="max_time=5 is not a duration; .* '2h'$"):
+    with pytest.raises(ValueError, match=r"max_time=5 is not a duration; .* '2h'$"):
         Duration.parse(5, "max_time", bare=None)
 
 
@@ -193,8 +195,8 @@ def test_a_scheduler_of_a_third_party_is_refused_by_what_it_says():
 
 def test_the_message_names_both_numbers_and_what_a_step_is():
     message = re.escape(
-        "OneCycleLR lasts total_steps=10 steps, but this run takes it to 12 (0 done, 12 to come, one an optimizer step);"
-        " make it longer, or the run shorter"
+        "OneCycleLR lasts total_steps=10 steps, but this run takes it to 12 (0 done, 12 to come, one an optimizer"
+        " step); make it longer, or the run shorter"
     )
     with pytest.raises(ValueError, match=message):
         refuse_short(one_cycle(optimizer(), 10), 12, "optimizer step")

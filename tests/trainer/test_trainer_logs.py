@@ -1,6 +1,8 @@
 """What is logged, when it is read, and what stays in memory."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -202,6 +204,34 @@ def test_banner_and_epoch_lines_on_standard_error(capsys):
 def test_log_bar_false_is_silent(capsys):
     make(MLPTrainer).run(2, loader(), loader(20))
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_trainer_is_freed_without_the_garbage_collector():
+    trainer = make(MLPTrainer, gradient_clip=1.0)
+    trainer.run(2, loader(), loader(20))
+    trainer.inference(loader())
+    gone = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_parameter_that_is_returned_is_logged_as_it_was():
+    class Watcher(PlainTrainer):
+        def train_step(self, batch):
+            bias = self.model[0].bias
+            live.append(bias[0].item())
+            return super().train_step(batch) | {"bias": bias[0], "plain": bias[0].detach()}
+
+    live: list[float] = []
+    trainer = make(Watcher)
+    trainer.run(1, loader())
+    assert [v.item() for v in trainer.log_train["bias"]] == live
+    assert [v.item() for v in trainer.log_train["plain"]] == live
+    assert len(set(live)) == 6
 
 
 def test_a_logged_graph_is_not_kept():

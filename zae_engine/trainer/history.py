@@ -10,6 +10,7 @@ from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class EpochLog(UserDict[str, list[Any]]):
     Parameters
     ----------
     noticed : callable, optional
-        Called with (key, step, value) for the first value of a key that is not finite.
+        A bound method, called with (key, step, value) for the first value of a key that is not finite.
     watch : bool
         Read the values once a second even when nobody asks for them.
     """
@@ -38,7 +39,9 @@ class EpochLog(UserDict[str, list[Any]]):
     def __init__(self, noticed: Noticed | None = None, watch: bool = False) -> None:
         super().__init__()
         self.losses = array("d")  # one number a step, over all epochs
-        self._noticed, self._watch = noticed, watch
+        # Weak, since the trainer holds the log: without a cycle, a trainer's memory is free when it goes out of sight.
+        self._noticed = None if noticed is None else WeakMethod(noticed)
+        self._watch = watch
         self.clear()
 
     def __missing__(self, key: str) -> list[Any]:
@@ -55,6 +58,10 @@ class EpochLog(UserDict[str, list[Any]]):
         arrived = self._arrived.get(key, 0)
         values[arrived:] = to_host(values[arrived:])
         self._arrived[key] = len(values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, is the values without the trainer that listens."""
+        return {**self.__dict__, "_noticed": None}
 
     def clear(self) -> None:
         """Forget the epoch's values; the losses of all steps stay."""
@@ -112,8 +119,8 @@ class EpochLog(UserDict[str, list[Any]]):
                     self.losses.append(value)
                 if finite and not math.isfinite(value):
                     finite = False
-                    if self._noticed is not None:
-                        self._noticed(key, step, value)
+                    if self._noticed is not None and (noticed := self._noticed()) is not None:
+                        noticed(key, step, value)
             self._totals[key] = total, weights
 
     def means(self) -> dict[str, float]:
@@ -232,7 +239,11 @@ class History(Sequence[Row]):
         ModuleNotFoundError
             Without matplotlib, with the command that installs it.
         """
-        from .plots import draw_history
+        try:
+            from .plots import draw_history
+        except ModuleNotFoundError as error:
+            need = "history.plot() needs matplotlib; install it: pip install 'zae-engine[plot]'"
+            raise ModuleNotFoundError(need) from error
 
         figure = draw_history(self)
         if path is not None:

@@ -1,8 +1,11 @@
-"""A history as a picture. Imports matplotlib only when a picture is asked for."""
+"""A history as a picture. Imported only when a picture is asked for, since it needs matplotlib."""
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from .history import History
@@ -11,18 +14,21 @@ _COLOURS = {"train": "#0072B2", "test": "#D55E00", "": "#009E73"}  # told apart 
 _NOT_DRAWN = ("epoch", "step", "seconds", "train_num_items", "test_num_items")
 
 
-def draw_history(history: History) -> Any:
+class Picture(Figure):  # type: ignore[misc,unused-ignore]  # matplotlib may be missing where types are checked
+    """A figure that a notebook shows by itself, without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, dpi=100)
+        return buffer.getvalue()
+
+
+def draw_history(history: History) -> Picture:
     """Return a figure with one panel a quantity: the loss first, then metrics, gradient norm and learning rate."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "history.plot() needs matplotlib; install it: pip install 'zae-engine[plot]'"
-        ) from error
     panels = _panels(history)
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
+    figure = Picture(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, (title, curves) in zip(axes, panels.items(), strict=False):
         _draw_panel(axis, title, curves, history)

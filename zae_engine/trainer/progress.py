@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
@@ -73,6 +74,15 @@ class SilentBar:
         if time.perf_counter() >= self.due:
             self.draw()
             self.due = time.perf_counter() + self.interval
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """What runs inside does not count for the speed."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.began += time.perf_counter() - start
 
     @property
     def speed(self) -> float:

@@ -22,7 +22,7 @@ from .device import Device, make_accelerator, resolve_accumulation
 from .evaluation import evaluation
 from .history import History, Row, pooled
 from .plan import BatchPlan, Window, in_dataset_order, named
-from .progress import make_bar
+from .progress import SilentBar, make_bar
 from .records import Records
 from .schedule import Budget, Duration, Interval, step_scheduler
 from .seeding import draw_seed, set_streams
@@ -239,7 +239,7 @@ class Trainer(Records):
             for batch in plan:
                 self.run_batch(batch, **kwargs)
                 bar.advance(self._samples)
-                if training and self._pause(**kwargs):
+                if training and self._pause(bar, **kwargs):
                     break
         self._batches, self._speed = bar.done, bar.speed
         metrics.clear()
@@ -293,12 +293,13 @@ class Trainer(Records):
         set_streams(self.seed, "train", epoch)
         return nullcontext()
 
-    def _pause(self, **kwargs: Any) -> bool:
+    def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
         """Between two steps of an epoch: validate if it is due; return whether the run ends here."""
         step = self.progress_checker.get_step() - 1
         if self._validation.within_epoch and self._validation.at_step(step) and self.valid_loader is not None:
             self.train_metrics.update(self.log_train.means())
-            self._validate(**kwargs)
+            with bar.standing():
+                self._validate(**kwargs)
             self._take_stock(self.progress_checker.get_epoch(), tested=True)
         if self._stop_reason is None:
             self._stop_reason = self._budget.spent(step)

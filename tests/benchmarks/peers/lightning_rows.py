@@ -38,9 +38,7 @@ class Module(lightning.LightningModule):
 
 def train(task: Task) -> None:
     """Train for one epoch."""
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False
-    )
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.fit(Module(task), task.loader())
 
 

@@ -1,0 +1,152 @@
+"""The house: which module may import which, how long the walk is, and what is promised."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import zae_engine
+from tests.helpers import PlainTrainer, loader, make
+from zae_engine import trainer as trainer_package
+from zae_engine.trainer import addons
+from zae_engine.trainer.compose import Seams
+
+ROOT = Path(zae_engine.__file__).parents[1]
+PACKAGE = ROOT / "zae_engine"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A module may import those to its right, and nothing may import add-ons.
+LAYERS = [
+    {"compose", "batch", "seeding", "schedule", "progress", "_version", "weights", "checkpoint"},
+    {"plan", "history", "evaluation", "plots"},
+    {"checks", "banner"},
+    {"device", "update", "records"},
+    {"trainer"},
+    {"_trainer", "core", "early_stopping", "mix_precision", "addons", "zae_engine"},
+]
+
+
+def imports(path):
+    """The package's modules that a file imports at run time, at any depth."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in typing_only:
+            yield from [node.module.split(".")[-1]] if node.module else [alias.name for alias in node.names]
+
+
+def layer(name):
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = path.parent.name if path.name == "__init__.py" else path.stem
+    if path == PACKAGE / "trainer" / "__init__.py":
+        own = "_trainer"  # the face of the package, not the module
+    for imported in imports(path):
+        assert layer(imported) <= layer(own), f"{own} imports {imported}"
+        assert "addons" not in str(path) or imported not in ("_trainer", "zae_engine")
+        assert imported != "addons"
+
+
+def test_compose_knows_no_torch_and_checkpoint_no_trainer():
+    for name, forbidden in (("trainer/compose.py", "torch|accelerate"), ("checkpoint/weights.py", "trainer")):
+        source = (PACKAGE / name).read_text(encoding="utf-8")
+        assert not re.search(rf"^\s*(from|import) \S*({forbidden})", source, re.MULTILINE)
+
+
+class Spy(torch.optim.SGD):
+    """Looks up the stack from where the optimizer steps."""
+
+    def step(self, closure=None):
+        frames = [f for f in inspect.stack() if str(PACKAGE) in f.filename]
+        self.walk = [(Path(f.filename).name, f.function) for f in reversed(frames)]
+        return super().step(closure)
+
+
+def test_the_walk_from_run_to_step_is_short():
+    probe = make()
+    optimizer = Spy(probe.model.parameters(), lr=0.1)
+    make(model=probe.model, optimizer=optimizer).run(1, loader())
+    assert [function for _, function in optimizer.walk] == ["run", "run_epoch", "run_batch", "optimize", "step"]
+    assert {file for file, _ in optimizer.walk} == {"trainer.py", "update.py"}
+
+
+def test_the_seams_are_frozen():
+    assert Seams.seams == (
+        "run",
+        "run_epoch",
+        "run_batch",
+        "optimize",
+        "logging",
+        "metric_on_epoch_end",
+        "check_better",
+        "save_model",
+        "apply_weights",
+        "state_dict",
+        "load_state_dict",
+    )
+    for name in Seams.seams:
+        assert getattr(zae_engine.Trainer, name) is not getattr(Seams, name)  # the trainer implements each
+
+
+def test_every_seam_is_called_through_the_stack():
+    called = []
+
+    def wrap(name):
+        def method(self, *args, **kwargs):
+            called.append(name)
+            return getattr(super(Probe, self), name)(*args, **kwargs)
+
+        return method
+
+    Probe = type("Probe", (PlainTrainer,), {name: wrap(name) for name in Seams.seams})
+    probe = make(Probe)
+    probe.run(1, loader(), loader())
+    assert {"run", "run_epoch", "run_batch", "optimize", "logging", "metric_on_epoch_end", "check_better"} <= set(called)
+
+
+@pytest.mark.parametrize("package", [zae_engine, trainer_package, addons])
+def test_exports_are_sorted_and_documented(package):
+    assert package.__all__ == sorted(package.__all__)
+    for language in ("", "-ko"):
+        text = (ROOT / "docs" / f"reference{language}.md").read_text(encoding="utf-8")
+        for name in package.__all__:
+            assert f"`{name}`" in text or name == "__version__", f"{name} is not in reference{language}.md"
+
+
+def test_every_option_and_method_of_the_trainer_is_documented():
+    options = list(inspect.signature(zae_engine.Trainer.__init__).parameters)[1:-1]
+    options += list(inspect.signature(zae_engine.Trainer.run).parameters)[1:-1]
+    public = [name for name in dir(zae_engine.Trainer) if not name.startswith("_") and name not in ("seams", "register")]
+    for language in ("", "-ko"):
+        text = (ROOT / "docs" / f"reference{language}.md").read_text(encoding="utf-8")
+        for name in options + public:
+            assert re.search(rf"`{name}\b", text), f"{name} is not in reference{language}.md"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not body or node.end_lineno - body[0].lineno + 1 <= 40, node.name
+            assert not any(isinstance(child, ast.ClassDef) for child in node.body), node.name
+
+
+def test_public_functions_have_docstrings():
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"

@@ -1,0 +1,48 @@
+"""The examples, started as a user starts them, from a folder with a space in its name."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(command, folder):
+    folder.mkdir()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def launcher(config):
+    accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent))
+    return [accelerate, "launch", "--config_file", str(ROOT / "accelerate_configs" / config)]
+
+
+@pytest.mark.parametrize("way", ["python", "accelerate"])
+def test_digits_reaches_97_percent_and_draws(way, tmp_path):
+    command = [sys.executable] if way == "python" else launcher("cpu.yaml")
+    output = start([*command, str(ROOT / "examples" / "digits.py")], tmp_path / "a folder")
+    assert float(re.search(r"held-out accuracy ([\d.]+)%", output)[1]) >= 97
+    assert (tmp_path / "a folder" / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert "ETA" not in output or "Epoch" in output  # plain lines, no bar, in a file
+
+
+def test_char_lm_learns_more_than_letter_frequencies(tmp_path):
+    output = start([sys.executable, str(ROOT / "examples" / "char_lm.py"), "--steps", "60"], tmp_path / "a folder")
+    figures = [float(v) for v in re.findall(r"perplexity\D*([\d.]+)", output)]
+    unigram, model = max(figures), min(figures)
+    assert model < 0.8 * unigram
+
+
+@pytest.mark.parametrize("config", [p.name for p in sorted((ROOT / "accelerate_configs").glob("*.yaml"))])
+def test_stock_accelerate_accepts_every_configuration(config, tmp_path):
+    script = tmp_path / "show.py"
+    script.write_text("from accelerate import Accelerator\na = Accelerator()\nprint(a.num_processes, a.mixed_precision)\n")
+    output = start([*launcher(config), str(script)], tmp_path / "a folder")
+    assert re.search(r"^1 (no|bf16)$", output, re.MULTILINE)
+    assert all(re.search(r"\S+ # \S", line) for line in (ROOT / "accelerate_configs" / config).read_text().splitlines())

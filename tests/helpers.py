@@ -52,7 +52,9 @@ def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
 
-def make(kind: type[Trainer] = PlainTrainer, dropout: float = 0.0, model: nn.Module | None = None, **options) -> Trainer:
+def make(
+    kind: type[Trainer] = PlainTrainer, dropout: float = 0.0, model: nn.Module | None = None, **options
+) -> Trainer:
     model = mlp(dropout) if model is None else model
     options = {"device": "cpu", "log_bar": False, "seed": 0, "optimizer": sgd(model)} | options
     return kind(model, **options)

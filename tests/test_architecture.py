@@ -112,7 +112,9 @@ def test_every_seam_is_called_through_the_stack():
     Probe = type("Probe", (PlainTrainer,), {name: wrap(name) for name in Seams.seams})
     probe = make(Probe)
     probe.run(1, loader(), loader())
-    assert {"run", "run_epoch", "run_batch", "optimize", "logging", "metric_on_epoch_end", "check_better"} <= set(called)
+    assert {"run", "run_epoch", "run_batch", "optimize", "logging", "metric_on_epoch_end", "check_better"} <= set(
+        called
+    )
 
 
 @pytest.mark.parametrize("package", [zae_engine, trainer_package, addons])
@@ -127,7 +129,9 @@ def test_exports_are_sorted_and_documented(package):
 def test_every_option_and_method_of_the_trainer_is_documented():
     options = list(inspect.signature(zae_engine.Trainer.__init__).parameters)[1:-1]
     options += list(inspect.signature(zae_engine.Trainer.run).parameters)[1:-1]
-    public = [name for name in dir(zae_engine.Trainer) if not name.startswith("_") and name not in ("seams", "register")]
+    public = [
+        name for name in dir(zae_engine.Trainer) if not name.startswith("_") and name not in ("seams", "register")
+    ]
     for language in ("", "-ko"):
         text = (ROOT / "docs" / f"reference{language}.md").read_text(encoding="utf-8")
         for name in options + public:

@@ -42,7 +42,9 @@ def test_char_lm_learns_more_than_letter_frequencies(tmp_path):
 @pytest.mark.parametrize("config", [p.name for p in sorted((ROOT / "accelerate_configs").glob("*.yaml"))])
 def test_stock_accelerate_accepts_every_configuration(config, tmp_path):
     script = tmp_path / "show.py"
-    script.write_text("from accelerate import Accelerator\na = Accelerator()\nprint(a.num_processes, a.mixed_precision)\n")
+    script.write_text(
+        "from accelerate import Accelerator\na = Accelerator()\nprint(a.num_processes, a.mixed_precision)\n"
+    )
     output = start([*launcher(config), str(script)], tmp_path / "a folder")
     assert re.search(r"^1 (no|bf16)$", output, re.MULTILINE)
     assert all(re.search(r"\S+ # \S", line) for line in (ROOT / "accelerate_configs" / config).read_text().splitlines())

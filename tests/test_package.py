@@ -33,9 +33,7 @@ def test_both_readmes_have_the_same_commands():
 
 
 def test_ci_runs_the_commands_as_they_stand():
-    done = subprocess.run(
-        ["bash", ".ci/run", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["bash", ".ci/run", "--list"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name, command in commands("README.md").items():
         assert name in done.stdout
         assert command.strip() in done.stdout

@@ -228,7 +228,7 @@ def test_what_a_step_has_just_computed_is_not_copied():
         ("text", 1),
         (b"bytes", 1),
         (3.5, 1),
-        ({}, 0),
+        ({}, 1),
     ],
 )
 def test_samples_are_counted(nest, count):

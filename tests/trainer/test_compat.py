@@ -57,8 +57,9 @@ class LegacyAddon(AddOnBase):
 
             def logging(self, step_dict):
                 super().logging(step_dict)
-                self.heard.append({k: v.item() if isinstance(v, torch.Tensor) else v for k, v in step_dict.items()
-                                   if k == "loss"})
+                self.heard.append(
+                    {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in step_dict.items() if k == "loss"}
+                )
 
         return TrainerWithLegacy
 

@@ -62,6 +62,19 @@ class Old(AddOnBase):
         return Wrapped
 
 
+class OldNeeds(Old):
+    """Such an add-on, which requires another."""
+
+    requires = (Inner,)
+
+
+class Seeding(AddOnBase):
+    """Has an option that the trainer has, too."""
+
+    def __init__(self, *args, seed=1, **kwargs):
+        super().__init__(*args, seed=seed, **kwargs)
+
+
 class Written(Outer, Inner, MyTrainer):
     """A stack written as a class statement."""
 
@@ -160,6 +173,12 @@ def test_an_add_on_with_its_own_apply_is_stacked_as_it_is():
     assert add_ons_of(type(trainer)) == (Old, Outer)
 
 
+def test_an_add_on_with_its_own_apply_may_require_others():
+    assert make(MyTrainer.add_on(Inner, OldNeeds)).check_better(0, 1.0) == ["old", ["inner", True]]
+    with pytest.raises(TypeError, match="OldNeeds in Wrapped requires Inner, which is not there"):
+        MyTrainer.add_on(OldNeeds)
+
+
 def test_an_add_on_with_its_own_apply_is_not_stacked_twice():
     with pytest.raises(TypeError, match=r"Old is in Wrapped already; name each add-on once"):
         MyTrainer.add_on(Old, Old)
@@ -250,6 +269,12 @@ def test_options_are_told_with_their_owners():
     assert options["depth"] == "Inner"
     assert options["gradient_clip"] == "Trainer"
     assert options.keys().isdisjoint({"self", "args", "kwargs", "unknown"})
+
+
+def test_an_option_that_two_classes_have_is_the_outer_ones():
+    assert options_of(MyTrainer)["seed"] == "Trainer"
+    assert options_of(MyTrainer.add_on(Seeding))["seed"] == "Seeding"
+    assert make(MyTrainer.add_on(Seeding)).seed == 1
 
 
 def test_an_unknown_option_is_refused_with_the_near_miss():

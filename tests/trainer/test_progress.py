@@ -128,6 +128,12 @@ def test_the_bar_of_a_terminal_shows_position_and_values():
     assert "\n" not in shown.rstrip("\n")  # it is drawn over itself
 
 
+def test_the_bar_of_a_terminal_is_wiped_at_the_epochs_end():
+    shown = drawn(TqdmBar(Terminal()), total=4)
+    assert shown.endswith("\r")
+    assert shown.split("\r")[-2].strip() == ""
+
+
 def test_a_line_above_the_bar_stays():
     bar = TqdmBar(Terminal())
     with bar.open("Epoch 1", 4, describe):

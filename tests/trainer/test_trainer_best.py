@@ -113,7 +113,9 @@ def test_a_file_of_another_model_names_the_keys_and_changes_nothing(tmp_path):
     torch.save(nn.Linear(8, 3).state_dict(), tmp_path / "other.ckpt")
     trainer = make()
     before = weights(trainer.model)
-    with pytest.raises(WeightsError, match=r"another model than this Sequential; missing: 0.weight.*unexpected: weight, bias"):
+    with pytest.raises(
+        WeightsError, match=r"another model than this Sequential; missing: 0.weight.*unexpected: weight, bias"
+    ):
         trainer.apply_weights(tmp_path / "other.ckpt")
     assert_equal(weights(trainer.model), before)
 

@@ -58,6 +58,16 @@ def test_a_test_step_without_loss():
         make(Bad).run(1, loader(), loader())
 
 
+@pytest.mark.parametrize(("loss", "sentence"), [(None, "of type NoneType"), (torch.ones(4), r"of shape \(4,\)")])
+def test_a_test_step_whose_loss_is_no_number(loss, sentence):
+    class Bad(PlainTrainer):
+        def test_step(self, batch):
+            return {"loss": loss}
+
+    with pytest.raises(ValueError, match=f"test_step returned a loss {sentence}; return one number"):
+        make(Bad).run(1, loader(), loader())
+
+
 def test_a_loss_of_shape_one_is_a_number():
     trainer = make(returning(lambda loss: {"loss": loss.reshape(1)}))
     plain = make()
@@ -79,7 +89,11 @@ BAD_PARTS = {
     "on_nan": ({"on_nan": "ignore"}, ValueError, "write one of 'warn', 'stop'"),
     "monitor_mode": ({"monitor_mode": "maximum"}, ValueError, "write one of 'min', 'max'"),
     "scheduler": ({"scheduler": object()}, TypeError, r"has no step\(\)"),
-    "option": ({"gradient_clp": 1.0}, TypeError, r"PlainTrainer has no option 'gradient_clp'; did you mean 'gradient_clip'"),
+    "option": (
+        {"gradient_clp": 1.0},
+        TypeError,
+        r"PlainTrainer has no option 'gradient_clp'; did you mean 'gradient_clip'",
+    ),
     "precision": ({"mixed_precision": "bf61"}, ValueError, "'bf61' is not a precision"),
     "fp16": ({"mixed_precision": "fp16"}, ValueError, "'fp16' is not possible on the CPU"),
     "device": ({"device": "cpuu"}, ValueError, "device='cpuu' is not a device; this machine has 'cpu'"),
@@ -132,7 +146,11 @@ BAD_RUNS = {
     "valid": ({"n_epoch": 1, "loader": [], "valid_loader": {"a": 4}}, TypeError, "valid_loader 'a'=4 cannot be walked"),
     "epochs": ({"n_epoch": 0, "loader": []}, ValueError, "n_epoch=0 is not a duration"),
     "time": ({"max_time": 10, "loader": []}, ValueError, "max_time=10 is not a duration; .*'10min'"),
-    "every": ({"n_epoch": 1, "valid_every": "often", "loader": []}, ValueError, "valid_every='often' is not a duration"),
+    "every": (
+        {"n_epoch": 1, "valid_every": "often", "loader": []},
+        ValueError,
+        "valid_every='often' is not a duration",
+    ),
     "option": ({"n_epoch": 1, "loader": [], "max_step": 1}, TypeError, "did you mean 'max_steps'"),
 }
 
@@ -168,9 +186,9 @@ def test_a_second_trainer_that_contradicts_the_first():
     with pytest.raises(ValueError, match=r"mixed_precision='no' \(in use: 'bf16'\) contradicts another trainer"):
         make(mixed_precision="no")
     first.run(1, loader())  # nothing was lost
-    second = make()
-    assert second.accelerator.mixed_precision == "bf16"  # what does not contradict is shared
-    del first, second
+    with pytest.raises(ValueError, match=r"mixed_precision='no' \(in use: 'bf16'\)"):
+        make()  # not even silently
+    del first
     assert make(mixed_precision="no").accelerator.mixed_precision == "no"
 
 

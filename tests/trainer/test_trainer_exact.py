@@ -48,9 +48,7 @@ def by_hand(epochs=2, clip=0.0, on_batch=None, on_epoch=None, bf16=False, batche
 def by_trainer(epochs=2, scheduler=None, batches=None, **options):
     model = mlp()
     optimizer = sgd(model)
-    trainer = make(
-        model=model, optimizer=optimizer, scheduler=scheduler(optimizer) if scheduler else None, **options
-    )
+    trainer = make(model=model, optimizer=optimizer, scheduler=scheduler(optimizer) if scheduler else None, **options)
     trainer.run(epochs, loader() if batches is None else batches)
     return weights(model)
 

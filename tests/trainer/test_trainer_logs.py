@@ -122,7 +122,10 @@ class Poisoned(PlainTrainer):
     def train_step(self, batch):
         values = super().train_step(batch)
         bad = self.progress_checker.get_step() >= 4
-        return {"loss": values["loss"] * (math.nan if bad and self.poison == "loss" else 1), "extra": math.inf if bad and self.poison == "extra" else 0}
+        return {
+            "loss": values["loss"] * (math.nan if bad and self.poison == "loss" else 1),
+            "extra": math.inf if bad and self.poison == "extra" else 0,
+        }
 
     test_step = train_step
 

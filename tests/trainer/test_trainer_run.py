@@ -30,7 +30,9 @@ def test_running_again_goes_on():
     assert_equal(weights(twice.model), weights(once.model))
 
 
-@pytest.mark.parametrize("limit", [{"max_steps": 8}, {"max_steps": "8st"}, {"n_epoch": "8st"}, {"n_epoch": 5, "max_steps": 8}])
+@pytest.mark.parametrize(
+    "limit", [{"max_steps": 8}, {"max_steps": "8st"}, {"n_epoch": "8st"}, {"n_epoch": 5, "max_steps": 8}]
+)
 def test_max_steps_ends_in_the_middle_of_an_epoch(limit):
     trainer = make()
     history = trainer.run(loader=loader(), valid_loader=loader(20), **limit)
@@ -160,7 +162,11 @@ def test_a_scheduler_per_batch_takes_one_step_a_step():
     optimizer = sgd(model)
     scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)
     trainer = make(
-        model=model, optimizer=optimizer, scheduler=scheduler, scheduler_step_on_batch=True, gradient_accumulation_steps=4
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scheduler_step_on_batch=True,
+        gradient_accumulation_steps=4,
     )
     trainer.run(2, loader())
     assert scheduler.last_epoch == 12

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
@@ -77,9 +76,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{str(path)!r} is refused: it holds more than tensors, or is damaged; nothing of it was run."
             " Save weights with save_model(), or torch.save(model.state_dict(), path)"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{str(path)!r} is damaged or cut short: {str(error).splitlines()[0]}") from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    except Exception as error:  # a damaged file raises anything, from EOFError to UnicodeDecodeError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{str(path)!r} is damaged or cut short: {reason}") from error
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) or _is_extra(k) for k, v in weights.items()):
         raise WeightsError(f"{str(path)!r} does not hold a state_dict (names and tensors)")
     return weights
 
@@ -104,12 +104,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
     """
     model = plain(model)
     own = model.state_dict()
-    weights = _without_wrapper(weights)
+    weights = _without_wrapper(weights, own)
     problems = {
         "another shape": [
             f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}"
             for k, v in own.items()
-            if k in weights and weights[k].shape != v.shape
+            if k in weights and not _is_extra(k) and weights[k].shape != v.shape
         ]
     }
     if strict:
@@ -121,11 +121,17 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
     model.load_state_dict(weights, strict=False)
 
 
-def _without_wrapper(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _without_wrapper(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take away the prefixes that DDP and torch.compile put in front of every key, unless they are the model's own."""
     for prefix in _WRAPPERS:
-        if weights and all(k.startswith(prefix) for k in weights):
-            weights = {k.removeprefix(prefix): v for k, v in weights.items()}
+        if weights and all(k.startswith(prefix) for k in weights) and not all(k.startswith(prefix) for k in own):
+            return _without_wrapper({k.removeprefix(prefix): v for k, v in weights.items()}, own)
     return weights
+
+
+def _is_extra(key: object) -> bool:
+    """Whether a key is a module's extra state, which may be anything."""
+    return isinstance(key, str) and key.endswith("_extra_state")
 
 
 def _tied(key: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:

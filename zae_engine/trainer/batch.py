@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,16 +35,23 @@ def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
 def _rebuild(nest: Any, function: Callable[[Any], Any]) -> Any:
     """Return a nest of the same form whose children went through `function`."""
     if isinstance(nest, MutableMapping):
-        values = {k: function(v) for k, v in nest.items()}
-        if type(nest) is dict:
-            return values
-        like = copy.copy(nest)  # keeps a defaultdict's factory, and whatever else a subclass carries
-        like.update(values)
-        return like
+        return _like_mapping(nest, {k: function(v) for k, v in nest.items()})
     if isinstance(nest, (tuple, list)):
         items = [function(v) for v in nest]
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     return _like_dataclass(nest, {f.name: function(getattr(nest, f.name)) for f in dataclasses.fields(nest)})
+
+
+def _like_mapping(nest: MutableMapping[Any, Any], values: dict[Any, Any]) -> Any:
+    if type(nest) is dict:
+        return values
+    like = copy.copy(nest)  # keeps a defaultdict's factory, and whatever else a subclass carries
+    if not isinstance(nest, (dict, UserDict)):
+        # A mapping of another kind keeps its values in some dict of its own, which the copy must not share.
+        vars(like).update({name: copy.copy(v) for name, v in vars(like).items() if isinstance(v, dict)})
+    for key, value in values.items():
+        like[key] = value
+    return like
 
 
 def _like_dataclass(nest: Any, values: dict[str, Any]) -> Any:
@@ -69,14 +79,13 @@ def leaves(nest: Any) -> Iterator[Any]:
 
 def place(nest: Any, device: torch.device, non_blocking: bool = False) -> Any:
     """Return `nest` with its tensors on `device`. Nothing is copied that is there already."""
-
-    def move(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf.to(device, non_blocking=non_blocking)
-        to = getattr(leaf, "to", None)
-        return to(device) if callable(to) else leaf
-
-    return map_nest(move, nest)
+    if isinstance(nest, Tensor):
+        return nest.to(device, non_blocking=non_blocking)
+    if callable(to := getattr(nest, "to", None)):  # a packed sequence, a tokenizer's encoding, an object of the user's
+        return to(device)
+    if is_nest(nest):
+        return _rebuild(nest, lambda child: place(child, device, non_blocking))
+    return nest
 
 
 def count_samples(nest: Any) -> int:
@@ -90,9 +99,10 @@ def count_samples(nest: Any) -> int:
     for leaf in leaves(nest):
         if isinstance(leaf, Tensor) and leaf.ndim:
             return leaf.size(0)
-    if isinstance(nest, Mapping) and nest:
-        nest = next(iter(nest.values()))
-    return len(nest) if hasattr(nest, "__len__") and not isinstance(nest, (str, bytes)) else 1
+    for value in nest.values() if isinstance(nest, Mapping) else (nest,):
+        if hasattr(value, "__len__") and not isinstance(value, (str, bytes, Tensor)):
+            return len(value)
+    return 1
 
 
 def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
@@ -120,9 +130,20 @@ def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
             f"gradient_accumulation_steps={parts} needs batches that can be cut along their first dimension; this"
             f" batch, a {type(nest).__name__}, has no such tensor. Let the loader yield tensors, or leave it out"
         )
-    size = -(-total // parts)
+    size = -(-total // parts) or 1
     bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
-    pieces = [(_piece(nest, start, stop, total), stop - start) for start, stop in bounds]
+    if not total:
+        return [(nest, 0)]
+
+    def piece(start: int, stop: int) -> Any:
+        # The batch itself is never taken for a list of samples, whatever its length.
+        return (
+            _rebuild(nest, lambda v: _piece(v, start, stop, total))
+            if is_nest(nest)
+            else _piece(nest, start, stop, total)
+        )
+
+    pieces = [(piece(start, stop), stop - start) for start, stop in bounds]
     if any(count_samples(piece) != size for piece, size in pieces):
         raise TypeError(
             f"gradient_accumulation_steps={parts} cannot cut this batch, a {type(nest).__name__}: its parts do not"
@@ -145,7 +166,7 @@ def is_scalar(value: Any) -> bool:
     """Whether `value` is a real number: Python's, numpy's, or a tensor without dimensions."""
     if isinstance(value, Tensor):
         return value.ndim == 0 and not value.is_complex()
-    return isinstance(value, Real)
+    return isinstance(value, (Real, np.bool_))
 
 
 def to_cpu(value: Any) -> Any:
@@ -189,8 +210,12 @@ def merge(results: list[dict[str, Any]], weights: list[Any]) -> dict[str, Any]:
 def _merge_key(key: str, values: list[Any], weights: list[Any]) -> Any:
     if key == "num_items":
         return sum(values)
+    if key == "loss":
+        values = [v.reshape(()) if isinstance(v, Tensor) else v for v in values]
     if len(values) == len(weights) and all(is_scalar(v) for v in values):
-        return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+        total = sum(weights)
+        weighted = sum(v * w for v, w in zip(values, weights, strict=True))
+        return weighted / total if isinstance(total, Tensor) or total else math.nan  # a mean over nothing
     if all(isinstance(v, Tensor) and v.ndim for v in values):
         return torch.cat(values)
     if all(isinstance(v, list) for v in values):

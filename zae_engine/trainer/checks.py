@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from .batch import is_scalar
 from .compose import Seams, refuse_unknown
 from .schedule import Budget, Duration, refuse_short
 
@@ -173,6 +174,15 @@ def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dic
             f"{name} returned a loss without a graph, so nothing can be learned from it; take away .detach(), .item(),"
             " .data or torch.no_grad(), and see that some parameter of the model requires a gradient"
         )
+    return values  # type: ignore[no-any-return]  # checked to be a dict
+
+
+def check_test(values: Any, name: str) -> dict[str, Any]:
+    """Return what the test step returned, or say what is wrong with it."""
+    loss = check_values(values, name)["loss"]
+    if not is_scalar(loss) and not (isinstance(loss, Tensor) and loss.numel() == 1):
+        got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"of type {type(loss).__name__}"
+        raise ValueError(f"{name} returned a loss {got}; return one number: reduce it, with loss.mean() say")
     return values  # type: ignore[no-any-return]  # checked to be a dict
 
 

@@ -45,7 +45,7 @@ def make_accelerator(
     _refuse_several_processes()
     wanted = None if device is None else find_device(device)
     precision = resolve_precision(mixed_precision, wanted or default_device())
-    _make_room(wanted, precision if mixed_precision else None)
+    _make_room(wanted, precision)
     fresh = not AcceleratorState._shared_state
     with _chosen(wanted):
         accelerator = Accelerator(

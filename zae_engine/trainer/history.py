@@ -54,6 +54,10 @@ class EpochLog(UserDict[str, list[Any]]):
         self._fetch(key, values)
         return values
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The values of a key, or `default` for one that was never logged."""
+        return self[key] if key in self.data else default
+
     def _fetch(self, key: str, values: list[Any]) -> None:
         arrived = self._arrived.get(key, 0)
         values[arrived:] = to_host(values[arrived:])
@@ -65,11 +69,13 @@ class EpochLog(UserDict[str, list[Any]]):
 
     def clear(self) -> None:
         """Forget the epoch's values; the losses of all steps stay."""
+        if self.data:
+            self.drain()
         self.data = {}
         self._arrived: dict[str, int] = {}
         self._waiting: dict[str, list[tuple[Any, Any, int]]] = defaultdict(list)
         self._totals: dict[str, tuple[float, float]] = {}
-        self._unaveraged: set[str] = {"num_items"}
+        self._large: set[str] = set()
         self._due = time.perf_counter() + 1
 
     def add(self, values: dict[str, Any], weight: Any, step: int) -> None:
@@ -84,31 +90,27 @@ class EpochLog(UserDict[str, list[Any]]):
         step : int
             The batch's number, for messages.
         """
-        data, waiting, unaveraged = self.data, self._waiting, self._unaveraged
+        data, waiting = self.data, self._waiting
         for key, value in values.items():
             if key in data:
                 data[key].append(value)
             else:
                 data[key] = [value]
-            if key not in unaveraged:
-                if key in waiting or key == "loss" or is_scalar(value):
-                    waiting[key].append((value, weight, step))
-                else:
-                    unaveraged.add(key)
-                    # Large values must not fill the device's memory over a long epoch.
-                    self._watch |= isinstance(value, Tensor) and value.device.type != "cpu"
-        if self._watch and time.perf_counter() >= self._due:
+            if key == "loss" or (key != "num_items" and is_scalar(value)):
+                waiting[key].append((value, weight, step))
+            elif isinstance(value, Tensor) and value.device.type != "cpu":
+                self._large.add(key)  # must not fill the device's memory over a long epoch
+        if (self._watch or self._large) and time.perf_counter() >= self._due:
             self.drain()
 
     def drain(self) -> None:
         """Bring over what waits, scalars in one copy, and add them to the sums."""
         self._due = time.perf_counter() + 1
-        for key in self._unaveraged & self.data.keys():
+        for key in self._large:
             self._fetch(key, self.data[key])
         waiting, self._waiting = self._waiting, defaultdict(list)
         flat = iter(read([x for entries in waiting.values() for value, weight, _ in entries for x in (value, weight)]))
         for key, entries in waiting.items():
-            self._waiting[key] = []  # the key stays known as an averaged one
             total, weights = self._totals.get(key, (0.0, 0.0))
             finite = math.isfinite(total)
             for _, _, step in entries:

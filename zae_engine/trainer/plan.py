@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
@@ -56,8 +57,10 @@ class Window:
         """The factor that turns gradients under the estimated total into those under the real one; None for 1."""
         if len(self.micros) == 1:
             return None
-        factor = self._whole / sum(self.items)
-        return factor if isinstance(factor, Tensor) or factor != 1 else None
+        total = sum(self.items)
+        if isinstance(total, Tensor):
+            return torch.where(total == 0, 1.0, self._whole / total)
+        return None if total in (0, self._whole) else self._whole / total
 
 
 class BatchPlan:
@@ -130,14 +133,15 @@ def in_dataset_order(loader: Iterable[Any]) -> Iterable[Any]:
     sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
     if not isinstance(sampler, RandomSampler) or sampler.replacement or sampler._num_samples is not None:
         return loader
-    return _with_sampler(loader, SequentialSampler(loader.dataset))  # type: ignore[arg-type]  # RandomSampler took its length
+    return _with_sampler(loader, SequentialSampler(sampler.data_source))
 
 
 def _with_sampler(loader: DataLoader[Any], sampler: Sampler[int]) -> DataLoader[Any]:
-    """Return `loader` with another sampler and everything else as it was."""
-    names = [n for n in inspect.signature(DataLoader).parameters if n not in ("shuffle", "batch_sampler", "sampler")]
-    settings = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
-    settings["persistent_workers"] = False
-    if type(loader.batch_sampler) is BatchSampler:
-        settings.update(batch_size=loader.batch_sampler.batch_size, drop_last=loader.batch_sampler.drop_last)
-    return DataLoader(sampler=sampler, **settings)
+    """Return `loader`, of whatever subclass, with another sampler and everything else as it was."""
+    like = copy.copy(loader)
+    # Into __dict__, since a DataLoader does not let its sampler be set.
+    vars(like).update(sampler=sampler, _iterator=None, persistent_workers=False)
+    batches = loader.batch_sampler
+    if isinstance(batches, BatchSampler):
+        vars(like)["batch_sampler"] = BatchSampler(sampler, batches.batch_size, batches.drop_last)
+    return like

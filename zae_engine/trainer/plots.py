@@ -29,11 +29,11 @@ def draw_history(history: History) -> Picture:
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = Picture(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (title, curves) in zip(axes, panels.items(), strict=False):
         _draw_panel(axis, title, curves, history)
-    for axis in list(axes)[len(panels) :]:
-        axis.set_visible(False)
+    for axis in axes[len(panels) :]:
+        axis.remove()
     return figure
 
 

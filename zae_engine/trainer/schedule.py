@@ -152,7 +152,7 @@ def step_scheduler(scheduler: Any, value: float | None = None, **kwargs: Any) ->
         scheduler.step(value)
 
 
-def refuse_short(scheduler: Any, needed: float, unit: str) -> None:
+def refuse_short(scheduler: Any, needed: float, unit: str, done: int | None = None) -> None:
     """Raise when `scheduler` ends before the run does.
 
     Parameters
@@ -162,18 +162,29 @@ def refuse_short(scheduler: Any, needed: float, unit: str) -> None:
         Steps that the run will take it; infinite when that is not known.
     unit : str
         What a step is, for the message.
+    done : int, optional
+        Steps that it has taken; None asks the scheduler.
     """
+    done = getattr(scheduler, "last_epoch", 0) if done is None else done
     if isinstance(scheduler, ChainedScheduler):
         for part in scheduler._schedulers:
             refuse_short(part, needed, unit)
     elif isinstance(scheduler, SequentialLR):
-        refuse_short(scheduler._schedulers[-1], needed - scheduler._milestones[-1], unit)
+        _refuse_short_part(scheduler, done + needed, unit)
     elif not isinstance(scheduler, (LinearLR, ConstantLR)):  # these hold their last value, so they last
         name = next((n for n in ("total_steps", "total_iters") if hasattr(scheduler, n)), None)
-        done = getattr(scheduler, "last_epoch", 0)
         if name and needed < math.inf and done + needed > getattr(scheduler, name):
             raise ValueError(
                 f"{type(scheduler).__name__} lasts {name}={getattr(scheduler, name)} steps, but this run takes it to"
                 f" {int(done + needed)} ({done} done, {int(needed)} to come, one a{'n' if unit[0] in 'aeio' else ''}"
                 f" {unit}); make it longer, or the run shorter"
             )
+
+
+def _refuse_short_part(sequence: SequentialLR, final: float, unit: str) -> None:
+    """Hold each part of a sequence to its own stretch; a part counts from 0 where it begins."""
+    starts = [0, *sequence._milestones]
+    ends = [*(milestone - 1 for milestone in sequence._milestones), math.inf]
+    for part, start, end in zip(sequence._schedulers, starts, ends, strict=True):
+        if final > start:
+            refuse_short(part, min(final, end) - start, unit, done=0)

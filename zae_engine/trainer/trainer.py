@@ -284,7 +284,7 @@ class Trainer(Records):
         if torch.is_grad_enabled():  # not within an epoch, where `evaluation` has seen to it
             with torch.no_grad():
                 return self._evaluate(window)
-        window.values = dict(checks.check_values(self._forward(self.test_step, window.micros[0][0]), "test_step"))
+        window.values = dict(checks.check_test(self._forward(self.test_step, window.micros[0][0]), "test_step"))
 
     def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
         if not training:

@@ -79,7 +79,7 @@ def test_an_object_passes_through_and_cannot_be_cut():
     batches = [Opaque(x, y) for x, y in loader()]
     trainer = train(batches, lambda b: (b.x, b.y))
     assert_equal(weights(trainer.model), weights(train(list(loader()), lambda b: b).model))
-    with pytest.raises(TypeError, match="gradient_accumulation_steps=2 .* cut .* Opaque"):
+    with pytest.raises(TypeError, match=r"gradient_accumulation_steps=2 .* cut .* Opaque"):
         train(batches, lambda b: (b.x, b.y), gradient_accumulation_steps=2)
 
 
@@ -91,7 +91,8 @@ class Stream(IterableDataset):
 class Ready(Dataset):
     """A dataset of whole batches."""
 
-    batches = list(loader())
+    def __init__(self):
+        self.batches = list(loader())
 
     def __len__(self):
         return len(self.batches)

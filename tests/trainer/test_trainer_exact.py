@@ -242,7 +242,7 @@ def test_compile_covers_the_whole_step(monkeypatch):
     trainer.run(1, loader(samples=16))
     assert type(trainer._prepared) is not StepModule
     assert trainer.compiled
-    assert list(trainer.model.state_dict())[0] == "body.weight"
+    assert next(iter(trainer.model.state_dict())) == "body.weight"
 
 
 class SubmoduleTrainerCompiled(SubmoduleTrainer):

@@ -236,6 +236,7 @@ def test_a_step_may_call_any_method_and_autocast_still_applies():
     assert "forward" not in vars(trainer.model)  # nothing was patched into the user's module
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # of Python 3.13.0
 def test_compile_covers_the_whole_step(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     trainer = make(SubmoduleTrainerCompiled, model=Encoder())

@@ -266,13 +266,14 @@ def test_rows_are_indexed_counted_and_walked():
 
 def test_a_row_of_the_same_epoch_and_step_is_completed():
     made = history(row(1, 5, train_loss=2.0))
-    stands = made.put({"epoch": 1, "step": 5, "test_loss": 3.0})
+    stands = made.put({"epoch": 1, "step": 5, "train_loss": 2.0, "test_loss": 3.0})
     assert len(made) == 1
     assert stands is made[0]
     assert made[0] == row(1, 5, train_loss=2.0) | {"test_loss": 3.0}
-    made.put(row(1, 6))
-    made.put(row(2, 6))
-    assert len(made) == 3
+    made.put(row(1, 6, train_loss=1.0))
+    made.put({"epoch": 1, "step": 6, "test_loss": 4.0})  # an evaluation by itself, not one of the training
+    made.put({"epoch": 1, "step": 6, "test_loss": 5.0})
+    assert made.column("test_loss") == [3.0, None, 4.0, 5.0]
 
 
 def test_a_validation_after_this_very_step_is_known():
@@ -335,7 +336,7 @@ def test_a_plot_is_written_and_returned(tmp_path):
 
 
 def test_metrics_get_panels_of_their_own_after_the_loss():
-    values = {"train_acc": 0.5, "train_loss": 2.0, "train_grad_norm": 1.0, "train_num_items": 8, "test_acc": 0.4}
+    values = {"train_acc": 0.5, "train_loss": 2.0, "train_grad_norm": 1.0, "test_acc": 0.4}
     figure = history(row(1, 5, **values)).plot()
     assert titles(figure) == ["loss", "acc", "grad_norm", "learning rate"]
     assert len(figure.axes[1].lines) == 2

@@ -235,8 +235,10 @@ def test_a_scheduler_that_goes_on_is_never_too_short(build):
         step_scheduler(scheduler, 1.0)
 
 
-def test_a_run_of_unknown_length_is_not_refused():
-    refuse_short(one_cycle(optimizer(), 10), math.inf, "optimizer step")
+def test_a_run_of_unknown_length_is_refused_for_a_schedule_with_an_end_only():
+    with pytest.raises(ValueError, match="lasts total_steps=10 steps, but nothing says how many optimizer steps"):
+        refuse_short(one_cycle(optimizer(), 10), math.inf, "optimizer step")
+    refuse_short(ConstantLR(optimizer()), math.inf, "optimizer step")
 
 
 def warmed(over, milestone=5, steps=10):

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def draws(*stream):
     """What python, numpy and torch draw from a stream; without one, what they draw next."""
     if stream:
-        set_streams(*stream)
+        set_streams(CPU, *stream)
     return random.random(), np.random.rand(), torch.rand(()).item()
 
 
@@ -44,14 +44,14 @@ def test_any_whole_number_is_a_seed(seed):
 
 
 def test_a_stream_is_the_same_on_every_machine():
-    set_streams(0, "train", 0)
+    set_streams(CPU, 0, "train", 0)
     assert random.getrandbits(32) == 1688097748
 
 
 def test_streams_are_put_back():
-    set_streams(0)
+    set_streams(CPU, 0)
     untouched = draws()
-    set_streams(0)
+    set_streams(CPU, 0)
     with streams_kept(CPU):
         inside = draws(5, "test", 0)
     assert draws() == untouched
@@ -59,9 +59,9 @@ def test_streams_are_put_back():
 
 
 def test_streams_are_put_back_after_an_error():
-    set_streams(0)
+    set_streams(CPU, 0)
     untouched = draws()
-    set_streams(0)
+    set_streams(CPU, 0)
     with pytest.raises(ValueError, match="not-a-number"), streams_kept(CPU):
         float(f"not-a-number {draws(5)}")
     assert draws() == untouched
@@ -80,9 +80,9 @@ def test_the_drawn_seed_is_repeated_by_torchs_own():
 @pytest.mark.gpu
 def test_streams_of_the_device_are_put_back():
     device = torch.device("cuda", 0)
-    set_streams(0)
+    set_streams(CPU, 0)
     untouched = torch.rand((), device=device).item()
-    set_streams(0)
+    set_streams(CPU, 0)
     with streams_kept(device):
         torch.rand(9, device=device)
     assert torch.rand((), device=device).item() == untouched

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     SequentialSampler,
     WeightedRandomSampler,
@@ -88,8 +87,8 @@ class Stream(IterableDataset):
         return iter(data())
 
 
-class Ready(Dataset):
-    """A dataset of whole batches."""
+class Ready:
+    """Whole batches, by number."""
 
     def __init__(self):
         self.batches = list(loader())
@@ -164,7 +163,7 @@ def test_a_loader_without_samples_warns_and_ends_cleanly():
 
 def test_a_validation_loader_without_samples_warns():
     trainer = make()
-    with pytest.warns(UserWarning, match="valid_loader gave no batch"):
+    with pytest.warns(UserWarning, match="valid_loader of this run gave no batch; it is left out"):
         history = trainer.run(2, loader(), [])
     assert len(history) == 2
     assert "test_loss" not in history[-1]

@@ -144,7 +144,7 @@ BAD_RUNS = {
     "no end": ({"loader": []}, ValueError, r"run\(\) does not say when to end"),
     "loader": ({"n_epoch": 1, "loader": 3}, TypeError, "loader=3 cannot be walked"),
     "valid": ({"n_epoch": 1, "loader": [], "valid_loader": {"a": 4}}, TypeError, "valid_loader 'a'=4 cannot be walked"),
-    "epochs": ({"n_epoch": 0, "loader": []}, ValueError, "n_epoch=0 is not a duration"),
+    "epochs": ({"n_epoch": -1, "loader": []}, ValueError, "n_epoch=-1 is not a duration"),
     "time": ({"max_time": 10, "loader": []}, ValueError, "max_time=10 is not a duration; .*'10min'"),
     "every": (
         {"n_epoch": 1, "valid_every": "often", "loader": []},

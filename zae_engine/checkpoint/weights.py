@@ -39,6 +39,9 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         Any other ending: loads with ``model.load_state_dict(torch.load(path, weights_only=True))``.
     """
     path, model = Path(path), plain(model)
+    odd = [k for k, v in model.state_dict().items() if not isinstance(v, Tensor)]
+    if odd and path.suffix in SAFETENSORS:
+        raise WeightsError(f"safetensors holds tensors only, and {_first(odd)} is none; save to a '.ckpt' file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -46,6 +49,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
             save_model(model, str(partial))
         else:
             torch.save(model.state_dict(), partial)
+        os.chmod(partial, 0o666 & ~_umask())  # safetensors would let only its owner read it
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -118,7 +122,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
     if any(problems.values()):
         said = "; ".join(f"{kind}: {_first(keys)}" for kind, keys in problems.items() if keys)
         raise WeightsError(f"{source} is of another model than this {type(model).__name__}; {said}")
+    if weights and not any(k in own for k in weights):
+        raise WeightsError(
+            f"{source} has no key in common with this {type(model).__name__}; it has {_first(list(weights))}"
+        )
     model.load_state_dict(weights, strict=False)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _without_wrapper(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

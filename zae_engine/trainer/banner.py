@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torch.nn.parameter import is_lazy
+
 from .._version import __version__
 from .plan import BatchPlan
 
@@ -18,9 +20,11 @@ _PRECISIONS = {"no": "fp32"}
 def banner(trainer: Trainer) -> str:
     """What is going to run: device, precision, parameters, batch layout, seed."""
     parameters = list(trainer.model.parameters())
-    total = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    size = f"{total:,} parameters" + (f" ({trained:,} trained)" if trained != total else "")
+    known = [p for p in parameters if not is_lazy(p)]
+    total = sum(p.numel() for p in known)
+    trained = sum(p.numel() for p in known if p.requires_grad)
+    size = f"{total:,} parameters" + (" and lazy ones" if len(known) < len(parameters) else "")
+    size += f" ({trained:,} trained)" if trained != total else ""
     precision = trainer.accelerator.mixed_precision
     plan = BatchPlan(trainer.loader, trainer.gradient_accumulation_steps if trainer.mode == "train" else 1)
     length = f" · {plan.batches:,} batches an epoch" if plan.batches is not None else ""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -48,7 +49,9 @@ def _like_mapping(nest: MutableMapping[Any, Any], values: dict[Any, Any]) -> Any
     like = copy.copy(nest)  # keeps a defaultdict's factory, and whatever else a subclass carries
     if not isinstance(nest, (dict, UserDict)):
         # A mapping of another kind keeps its values in some dict of its own, which the copy must not share.
-        vars(like).update({name: copy.copy(v) for name, v in vars(like).items() if isinstance(v, dict)})
+        for name, value in getattr(like, "__dict__", {}).items():
+            if isinstance(value, dict):
+                setattr(like, name, copy.copy(value))
     for key, value in values.items():
         like[key] = value
     return like
@@ -64,7 +67,7 @@ def _like_dataclass(nest: Any, values: dict[str, Any]) -> Any:
 
 def leaves(nest: Any) -> Iterator[Any]:
     """Every leaf of `nest`, in order."""
-    if isinstance(nest, Mapping):
+    if isinstance(nest, MutableMapping):
         for value in nest.values():
             yield from leaves(value)
     elif isinstance(nest, (tuple, list)):
@@ -89,20 +92,42 @@ def place(nest: Any, device: torch.device, non_blocking: bool = False) -> Any:
 
 
 def count_samples(nest: Any) -> int:
-    """The number of samples in a batch: the length of the first tensor that has a first dimension.
+    """The number of samples in a batch.
 
-    Without such a tensor it is the length of the first list, tuple or object that has one; else 1.
+    It is the length of the first tensor that has a first dimension; of the lists, in a batch of `sample_lists`; without
+    either, the length of the first list, tuple or object that has one; else 1.
     """
     first = nest[0] if type(nest) in (tuple, list) and nest else nest  # the usual batch is found at once
     if isinstance(first, Tensor) and first.ndim:
         return first.size(0)
+    if (listed := sample_lists(nest)) is not None:
+        return listed
     for leaf in leaves(nest):
         if isinstance(leaf, Tensor) and leaf.ndim:
             return leaf.size(0)
-    for value in nest.values() if isinstance(nest, Mapping) else (nest,):
+    for value in nest.values() if isinstance(nest, MutableMapping) else (nest,):
         if hasattr(value, "__len__") and not isinstance(value, (str, bytes, Tensor)):
             return len(value)
     return 1
+
+
+def sample_lists(nest: Any) -> int | None:
+    """How many samples a batch has that holds them in lists, as detection's (images, targets); None for any other.
+
+    Lists of one length are lists of samples when they hold dicts or objects, or tensors whose first dimensions differ;
+    else they are taken for what torch's collate function makes of tuples, lists of fields.
+    """
+    children = list(nest.values()) if isinstance(nest, MutableMapping) else nest
+    if not isinstance(children, (list, tuple)):
+        return None
+    lists = [child for child in children if type(child) in (list, tuple) and child]
+    lengths = {len(child) for child in lists} | {len(c) for c in children if isinstance(c, Tensor) and c.ndim}
+    if not lists or len(lengths) != 1:
+        return None
+    first_dimensions = {leaf.size(0) for leaf in leaves(lists) if isinstance(leaf, Tensor) and leaf.ndim}
+    fields = (Tensor, str, bytes, tuple, list)
+    objects = any(not isinstance(item, fields) for child in lists for item in child)
+    return lengths.pop() if objects or len(first_dimensions) > 1 else None
 
 
 def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
@@ -122,7 +147,7 @@ def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
     Raises
     ------
     TypeError
-        When the batch holds nothing that can be cut.
+        When the batch holds nothing that can be cut, or is no nest.
     """
     total = count_samples(nest)
     if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves(nest)):
@@ -130,36 +155,31 @@ def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
             f"gradient_accumulation_steps={parts} needs batches that can be cut along their first dimension; this"
             f" batch, a {type(nest).__name__}, has no such tensor. Let the loader yield tensors, or leave it out"
         )
-    size = -(-total // parts) or 1
-    bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
-    if not total:
-        return [(nest, 0)]
-
-    def piece(start: int, stop: int) -> Any:
-        # The batch itself is never taken for a list of samples, whatever its length.
-        return (
-            _rebuild(nest, lambda v: _piece(v, start, stop, total))
-            if is_nest(nest)
-            else _piece(nest, start, stop, total)
-        )
-
-    pieces = [(piece(start, stop), stop - start) for start, stop in bounds]
+    edges = [-(-total * i // parts) for i in range(parts + 1)]  # the larger pieces first, as memory is asked for
+    cut_child = partial(_piece, total=total, lists=sample_lists(nest) is not None)
+    pieces = []
+    for start, stop in itertools.pairwise(edges):
+        if start < stop or not total:
+            # The batch itself is never taken for a list of samples, whatever its length.
+            whole = partial(cut_child, start=start, stop=stop)
+            pieces.append((_rebuild(nest, whole) if is_nest(nest) else whole(nest), stop - start))
     if any(count_samples(piece) != size for piece, size in pieces):
         raise TypeError(
             f"gradient_accumulation_steps={parts} cannot cut this batch, a {type(nest).__name__}: its parts do not"
             " share their first dimension. Let the loader yield tensors (or lists) of one length, or leave it out"
         )
-    return pieces
+    return pieces if total else pieces[:1]
 
 
-def _piece(nest: Any, start: int, stop: int, total: int) -> Any:
+def _piece(nest: Any, *, start: int, stop: int, total: int, lists: bool) -> Any:
     if isinstance(nest, Tensor):
         return nest[start:stop] if nest.ndim and nest.shape[0] == total else nest
     if not is_nest(nest):
         return nest
-    if isinstance(nest, list) and len(nest) == total and not any(isinstance(v, Tensor) for v in nest):
-        return nest[start:stop]  # strings or other objects, one a sample
-    return _rebuild(nest, lambda child: _piece(child, start, stop, total))
+    of_samples = isinstance(nest, (list, tuple)) and len(nest) == total
+    if of_samples and (lists or (isinstance(nest, list) and not any(isinstance(v, Tensor) for v in nest))):
+        return nest[start:stop]  # one entry a sample
+    return _rebuild(nest, partial(_piece, start=start, stop=stop, total=total, lists=lists))
 
 
 def is_scalar(value: Any) -> bool:

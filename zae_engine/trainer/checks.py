@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import Dataset
 
 from .batch import is_scalar
 from .compose import Seams, refuse_unknown
@@ -29,7 +31,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 def check_number(name: str, value: Any, least: float, whole: bool = False) -> None:
     """Refuse what is not a number of at least `least`."""
     kind = "whole number" if whole else "number"
-    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not right or not value >= least:
         raise ValueError(f"{name}={value!r} is not accepted; write a {kind} of at least {least:g}")
 
@@ -58,6 +60,12 @@ def check_optimizer(optimizer: Any, model: nn.Module, mode: str) -> None:
         return
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} computes the loss several times a step (its step() needs a closure), which"
+            " this trainer does not; take an optimizer whose step() needs none"
+        )
     own = {id(p) for p in model.parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     foreign = sum(id(p) not in own for p in held)
@@ -92,7 +100,7 @@ def read_limits(n_epoch: Any, max_steps: Any, max_time: Any, mode: str) -> list[
         raise ValueError("max_steps and max_time end a training; in mode 'test', give n_epoch= or nothing")
     limits = []
     if n_epoch is not None:
-        limits.append(Duration.parse(n_epoch, "n_epoch"))
+        limits.append(Duration.parse(n_epoch, "n_epoch", least=0))  # 0, of a computed number, is a run of nothing
     if max_steps is not None:
         limits.append(Duration.parse(max_steps, "max_steps", bare="st"))
     if max_time is not None:
@@ -102,13 +110,29 @@ def read_limits(n_epoch: Any, max_steps: Any, max_time: Any, mode: str) -> list[
     return limits or [Duration(1, "ep")]
 
 
-def check_run(loader: Any, valid_loaders: dict[str, Any], budget: Budget) -> None:
+def check_loader(loader: Any, name: str) -> None:
+    """Refuse what is no loader."""
+    if isinstance(loader, Dataset):
+        raise TypeError(
+            f"{name} is a {type(loader).__name__}, a dataset; wrap it: DataLoader(dataset, batch_size=32), or"
+            " batch_size=None if its items are batches"
+        )
+    walkable = isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
+    if not walkable or isinstance(loader, (str, bytes, Mapping, Tensor)):
+        raise TypeError(f"{name}={loader!r} cannot be walked; give a DataLoader, or any iterable of batches")
+
+
+def check_run(loader: Any, valid_loaders: dict[str, Any], budget: Budget, within_epoch: bool) -> None:
     """Refuse, before the first batch, loaders that cannot be walked as often as the run needs."""
     for name, value in {"loader": loader, **{f"valid_loader {k!r}" if k else "valid_loader": v
                                              for k, v in valid_loaders.items()}}.items():  # fmt: skip
-        if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
-            raise TypeError(f"{name}={value!r} cannot be walked; give a DataLoader, or any iterable of batches")
+        check_loader(value, name)
         epochs = budget.last_epoch - budget.first_epoch
+        if isinstance(value, Iterator) and name != "loader" and within_epoch:
+            raise ValueError(
+                f"{name} is a {type(value).__name__}, which can be walked once, but valid_every= asks for more within"
+                " an epoch; give an iterable that starts anew each time, such as a DataLoader or a list"
+            )
         if isinstance(value, Iterator) and epochs > 1:
             raise ValueError(
                 f"{name} is a {type(value).__name__}, which can be walked once, but the run takes {_many(epochs)}"
@@ -118,7 +142,7 @@ def check_run(loader: Any, valid_loaders: dict[str, Any], budget: Budget) -> Non
 
 def check_lasts(scheduler: Any, on_batch: bool, batches: int | None, budget: Budget) -> None:
     """Refuse, before the first batch, a schedule that ends before the run does."""
-    needed = budget.steps(batches) if on_batch else budget.last_epoch - budget.first_epoch
+    needed = budget.steps(batches) if on_batch else budget.epochs_needed(batches)
     refuse_short(scheduler, needed, "optimizer step" if on_batch else "epoch")
 
 
@@ -167,6 +191,8 @@ def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dic
         raise ValueError(
             f"{name} returned a loss of shape {tuple(loss.shape)}; return one number: reduce it, with loss.mean() say"
         )
+    if "num_items" in values:
+        check_items(values["num_items"], name)
     if any(p.grad is not None for p in parameters):
         raise ValueError(f"{name} called loss.backward(); return the loss only, the trainer does the rest")
     if not loss.requires_grad:
@@ -177,12 +203,23 @@ def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dic
     return values  # type: ignore[no-any-return]  # checked to be a dict
 
 
+def check_items(items: Any, name: str) -> None:
+    """Refuse a ``"num_items"`` that is not one number."""
+    if not is_scalar(items) or (isinstance(items, Real) and items < 0):
+        raise ValueError(
+            f"{name} returned num_items={items!r}; return how many items the loss is the mean of, as one number"
+            " (mask.sum(), say)"
+        )
+
+
 def check_test(values: Any, name: str) -> dict[str, Any]:
     """Return what the test step returned, or say what is wrong with it."""
     loss = check_values(values, name)["loss"]
     if not is_scalar(loss) and not (isinstance(loss, Tensor) and loss.numel() == 1):
         got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"of type {type(loss).__name__}"
         raise ValueError(f"{name} returned a loss {got}; return one number: reduce it, with loss.mean() say")
+    if "num_items" in values:
+        check_items(values["num_items"], name)
     return values  # type: ignore[no-any-return]  # checked to be a dict
 
 
@@ -190,6 +227,9 @@ def check_values(values: Any, name: str) -> dict[str, Any]:
     """Return what a step returned, or say that it is no dict with a ``"loss"``."""
     if not isinstance(values, dict):
         raise TypeError(f"{name} returned a {type(values).__name__}; return a dict with 'loss', as {{'loss': loss}}")
+    for key in values:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} returned the key {key!r}; name each value by a string, as {{'loss': loss}}")
     if "loss" not in values:
         near = difflib.get_close_matches("loss", values, n=1)
         had = ", ".join(map(repr, values)) or "nothing"

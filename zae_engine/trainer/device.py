@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,10 +17,6 @@ from .checks import check_number
 Device = str | torch.device
 
 PRECISIONS = ("no", "bf16", "fp16", "fp8")
-
-# Accelerate keeps its settings once per process, so two living Accelerators cannot differ in them.
-_living: weakref.WeakSet[Accelerator] = weakref.WeakSet()
-_settings_made_here = [False]  # settings that the user's own Accelerator made are never reset
 
 
 def make_accelerator(
@@ -57,8 +52,6 @@ def make_accelerator(
         )
     if clash := _clash(accelerator.state, wanted, None):
         raise ValueError(f"{clash} contradicts what Accelerate chose earlier in this process; make the trainer first")
-    _settings_made_here[0] |= fresh
-    _living.add(accelerator)
     return accelerator
 
 
@@ -82,6 +75,8 @@ def default_device() -> torch.device:
 def find_device(device: Device | Sequence[Device]) -> torch.device:
     """Return the one device that is meant, or say why there is none."""
     if isinstance(device, (list, tuple)):
+        if not device:
+            raise ValueError("device=[] names no device; give one, such as 'cpu', or None to let Accelerate choose")
         if len(device) != 1:
             raise ValueError(
                 f"device={list(map(str, device))} names {len(device)} devices; training on several needs MultiGPUAddon,"
@@ -137,7 +132,7 @@ def resolve_accumulation(argument: int | None) -> int:
 
 
 def _refuse_several_processes() -> None:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE") or 1)
     if world > 1:
         raise RuntimeError(
             f"a launcher started {world} processes (WORLD_SIZE={world}), but this version of zae-engine trains on one,"
@@ -145,22 +140,22 @@ def _refuse_several_processes() -> None:
         )
 
 
-def _make_room(device: torch.device | None, precision: str | None) -> None:
+def _make_room(device: torch.device | None, precision: str) -> None:
     """Forget Accelerate's settings when nobody uses them any more; refuse what contradicts those in use."""
     if not AcceleratorState._shared_state:
         return
     clash = _clash(AcceleratorState(), device, precision)
-    if clash:
-        gc.collect()  # a trainer that only waits to be collected contradicts nobody
-    if not _living and _settings_made_here[0] and not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        _settings_made_here[0] = False
-    elif clash:
+    if not clash:
+        return
+    gc.collect()  # a trainer that only waits to be collected contradicts nobody
+    in_use = any(issubclass(type(o), Accelerator) for o in gc.get_objects())  # the user's own ones, too
+    if in_use or torch.distributed.is_initialized():
         raise ValueError(
             f"{clash} contradicts another trainer (or Accelerator) in this process: Accelerate keeps one device and one"
             " precision per process. Give both the same, or delete the other first (del trainer)"
         )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def _clash(state: AcceleratorState, device: torch.device | None, precision: str | None) -> str:

@@ -28,7 +28,7 @@ def evaluation(model: nn.Module, device: torch.device, seed: int, epoch: int) ->
     try:
         model.eval()
         with torch.no_grad(), streams_kept(device):
-            set_streams(seed, "test", epoch)
+            set_streams(device, seed, "test", epoch)
             yield
     finally:
         for module, training in before:

@@ -39,9 +39,8 @@ class EpochLog(UserDict[str, list[Any]]):
     def __init__(self, noticed: Noticed | None = None, watch: bool = False) -> None:
         super().__init__()
         self.losses = array("d")  # one number a step, over all epochs
-        # Weak, since the trainer holds the log: without a cycle, a trainer's memory is free when it goes out of sight.
-        self._noticed = None if noticed is None else WeakMethod(noticed)
         self._watch = watch
+        self.listen(noticed)
         self.clear()
 
     def __missing__(self, key: str) -> list[Any]:
@@ -62,6 +61,11 @@ class EpochLog(UserDict[str, list[Any]]):
         arrived = self._arrived.get(key, 0)
         values[arrived:] = to_host(values[arrived:])
         self._arrived[key] = len(values)
+
+    def listen(self, noticed: Noticed | None) -> None:
+        """Call `noticed` from now on."""
+        # Weak, since the trainer holds the log: without a cycle, a trainer's memory is free when it goes out of sight.
+        self._noticed = None if noticed is None else WeakMethod(noticed)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, is the values without the trainer that listens."""
@@ -144,6 +148,12 @@ def pooled(parts: Sequence[Sums]) -> dict[str, float]:
     return means
 
 
+def with_metrics(sums: Sums, metrics: dict[str, float]) -> Sums:
+    """The sums of one set, with its further metrics weighted by the set's items."""
+    items = sums["loss"][1]
+    return {key: sums.get(key, (value * items, items)) for key, value in metrics.items()}
+
+
 def read(values: list[Any]) -> list[float]:
     """Return numbers and one-element tensors as floats, with one copy a device and number type."""
     numbers: list[Any] = list(values)
@@ -171,7 +181,7 @@ class History(Sequence[Row]):
     """One row an epoch, and one at each validation within an epoch.
 
     A row is a dict with ``epoch`` (from 1), ``step`` (optimizer steps done), ``lr``, ``train_loss``, ``test_loss``,
-    every further metric with the same prefixes, and ``seconds`` (since the run began).
+    every further metric with the same prefixes, and ``seconds`` (since the epoch began).
     """
 
     def __init__(self) -> None:
@@ -210,8 +220,9 @@ class History(Sequence[Row]):
         return [row.get(name) for row in self.rows]
 
     def put(self, row: Row) -> Row:
-        """Add a row, or complete the last one if it is of the same epoch and step; return the row that stands."""
-        if self.rows and all(self.rows[-1].get(k) == row.get(k) for k in ("epoch", "step")):
+        """Add a row, or complete the last one if both are of training at one step; return the row that stands."""
+        last = self.rows[-1] if self.rows else {}
+        if "train_loss" in last and "train_loss" in row and last["step"] == row["step"]:
             self.rows[-1].update(row)
         else:
             self.rows.append(row)

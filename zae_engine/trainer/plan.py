@@ -28,15 +28,18 @@ class Window:
         Items of the micro-batches seen so far: samples, or the ``"num_items"`` that the step returned.
     values : dict
         What the step returned, put together over the micro-batches; `Trainer.optimize` fills it in.
+    stepped : bool
+        Whether the optimizer stepped; fp16 leaves out a step whose gradients overflowed.
     """
 
-    __slots__ = ("_whole", "items", "micros", "samples", "values")
+    __slots__ = ("_whole", "items", "micros", "samples", "stepped", "values")
 
     def __init__(self, batch: Any, parts: int = 1) -> None:
         self.samples = count_samples(batch)
         self.micros: list[tuple[Any, int]] = [(batch, self.samples)] if parts == 1 else cut(batch, parts)
         self.items: list[Items] = []
         self.values: dict[str, Any] = {}
+        self.stepped = True
         self._whole: Items = 0
 
     def share(self, items: Items, samples: int) -> Items | None:
@@ -89,7 +92,7 @@ class BatchPlan:
         """Global batches an epoch, or None where the loader cannot tell."""
         try:
             return len(self.loader)  # type: ignore[arg-type]  # a loader without length raises
-        except TypeError:
+        except (TypeError, NotImplementedError):
             return None
 
     @property
@@ -119,7 +122,12 @@ def named(loaders: Any) -> dict[str, Iterable[Any]]:
     """Validation loaders by name; a single one has the empty name."""
     if loaders is None:
         return {}
-    return dict(loaders) if isinstance(loaders, Mapping) else {"": loaders}
+    if not isinstance(loaders, Mapping):
+        return {"": loaders}
+    for name in loaders:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"valid_loader has a set named {name!r}; name each set by a word, such as 'clean'")
+    return dict(loaders)
 
 
 def in_dataset_order(loader: Iterable[Any]) -> Iterable[Any]:
@@ -131,7 +139,7 @@ def in_dataset_order(loader: Iterable[Any]) -> Iterable[Any]:
         return loader
     batches = loader.batch_sampler
     sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
-    if not isinstance(sampler, RandomSampler) or sampler.replacement or sampler._num_samples is not None:
+    if not isinstance(sampler, RandomSampler) or sampler.replacement or sampler.num_samples != len(sampler.data_source):
         return loader
     return _with_sampler(loader, SequentialSampler(sampler.data_source))
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .history import History
 
 _COLOURS = {"train": "#0072B2", "test": "#D55E00", "": "#009E73"}  # told apart by colour-blind readers, too
-_NOT_DRAWN = ("epoch", "step", "seconds", "train_num_items", "test_num_items")
+_NOT_DRAWN = ("epoch", "step", "seconds")
 
 
 class Picture(Figure):  # type: ignore[misc,unused-ignore]  # matplotlib may be missing where types are checked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
@@ -120,7 +120,8 @@ class LineBar(SilentBar):
         return f"{self.done}/{self.total} ({self.done / self.total:.0%})  ETA {timedelta(seconds=round(left))}"
 
     def write(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        with suppress(OSError, ValueError):  # an output that is gone (a closed pipe, a full disk) ends no training
+            print(line, file=self.stream, flush=True)
 
 
 class TqdmBar(SilentBar):
@@ -135,32 +136,39 @@ class TqdmBar(SilentBar):
     def open(self, title: str, total: int | None, describe: Describe) -> Self:
         super().open(title, total, describe)
         settings = {"desc": title, "total": total, "leave": False, "unit": "batch", "dynamic_ncols": True}
-        self._bar = _tqdm()(file=self.stream, mininterval=0, **settings)
+        with suppress(OSError, ValueError):  # an output that is gone ends no training
+            self._bar = _tqdm()(file=self.stream, mininterval=0, **settings)
         return self
 
     def draw(self) -> None:
-        self._bar.n = self.done
-        self._bar.set_postfix(self.values(), refresh=False)
-        self._bar.refresh()
+        values = self.values()
+        with suppress(OSError, ValueError, AttributeError):
+            self._bar.n = self.done
+            self._bar.set_postfix(values, refresh=False)
+            self._bar.refresh()
 
     def write(self, line: str) -> None:
-        if in_notebook():
-            print(line, file=self.stream)
-        else:
-            _tqdm().write(line, file=self.stream)
+        with suppress(OSError, ValueError):
+            if in_notebook():
+                print(line, file=self.stream)
+            else:
+                _tqdm().write(line, file=self.stream)
 
     def close(self) -> None:
-        if self._bar is not None:
+        with suppress(OSError, ValueError, AttributeError):
             self._bar.close()
-            self._bar = None
+        self._bar = None
 
 
 def make_bar(shown: bool, stream: TextIO | None = None) -> SilentBar:
     """Choose what suits the output: a notebook, a terminal, or a file."""
     stream = stream or sys.stderr
-    if not shown:
+    if not shown or stream is None:  # a service, or pythonw, may have no standard error at all
         return SilentBar(stream)
-    return TqdmBar(stream) if in_notebook() or stream.isatty() else LineBar(stream)
+    with suppress(ValueError, AttributeError):  # closed, or none of Python's own streams
+        if in_notebook() or stream.isatty():
+            return TqdmBar(stream)
+    return LineBar(stream)
 
 
 def in_notebook() -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 import warnings
 from os import PathLike
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights
@@ -33,18 +36,21 @@ class Records(Seams):
     progress_checker: ProgressChecker
     loss_buffer: float
     weight_buffer: dict[str, list[Any]]
+    _valid_sets: dict[str, Any]
 
     def _start_records(self, monitor: str, monitor_mode: str, on_nan: str) -> None:
         checks.check_choice("monitor_mode", monitor_mode, ("min", "max"))
         checks.check_choice("on_nan", on_nan, ("warn", "stop"))
+        if not isinstance(monitor, str):
+            raise TypeError(
+                f"monitor={monitor!r} is not a metric's name; write 'loss', or another metric's, such as 'acc'"
+            )
         self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
         self.history, self.progress_checker = History(), ProgressChecker()
         self.log_train, self.log_test = (EpochLog(self._not_finite, watch=on_nan == "stop") for _ in range(2))
         self.train_metrics, self.test_metrics = {}, {}
         self.loss_buffer = math.inf if monitor_mode == "min" else -math.inf
         self.weight_buffer = {"epoch": [], "weight": []}
-        self._stop_reason: str | None = None
-        self._warned: set[str] = set()
 
     @property
     def stop_reason(self) -> str | None:
@@ -57,6 +63,15 @@ class Records(Seams):
             mode = "test" if self.mode == "train" else "train"
         checks.check_choice("mode", mode, checks.MODES)
         self.mode = mode
+
+    def _begin_records(self) -> None:
+        """Forget what belongs to an earlier call of `run` only."""
+        self._stop_reason: str | None = None
+        self._epoch_began = time.perf_counter()
+        self._tested_loss: float | None = None  # of the last validation since the scheduler's last step
+        self._warned: set[str] = set()
+        for log in (self.log_train, self.log_test):
+            log.listen(self._not_finite)
 
     # ------------------------------------------------------------------ values of the steps
 
@@ -100,22 +115,27 @@ class Records(Seams):
         """
         return {}
 
-    def _numbers(self, metrics: dict[str, Any]) -> dict[str, float]:
+    def _numbers(self, metrics: Any) -> dict[str, float]:
         """The metrics that are numbers, as Python's; others are left out with a warning."""
+        if not isinstance(metrics, dict):
+            kind = type(metrics).__name__
+            self._warn_once("metrics", f"metric_on_epoch_end returned a {kind}, which is left out; return a dict")
+            return {}
         for key, value in metrics.items():
-            if not is_scalar(value):
+            if not _is_number(value):
                 kind = type(value).__name__
                 self._warn_once(
                     f"metric {key}",
                     f"metric_on_epoch_end returned {key!r} of type {kind}, which is left out; return numbers",
                 )
-        return {key: float(value) for key, value in metrics.items() if is_scalar(value)}
+        return {str(key): float(value) for key, value in metrics.items() if _is_number(value)}
 
     def _not_finite(self, key: str, step: int, value: float) -> None:
-        what = f"'{key}'" if self.mode == "train" else f"'{key}' of the evaluation"
-        stops = self.on_nan == "stop" and key == "loss" and self.mode == "train"
-        advice = "the run stops" if stops else "on_nan='stop' would end the run"
-        self._warn_once(f"nan {self.mode} {key}", f"{what} is {value} from step {step} on; {advice}")
+        training_loss = self.mode == "train" and key == "loss"
+        stops = training_loss and self.on_nan == "stop"
+        where = "" if self.mode == "train" else " of the evaluation"
+        advice = "; the run stops" if stops else "; on_nan='stop' would end the run" if training_loss else ""
+        self._warn_once(f"nan {self.mode} {key}", f"'{key}'{where} is {value} from step {step} on{advice}")
         if stops:
             self.stop(f"the loss is {value} from step {step} on")
 
@@ -129,14 +149,19 @@ class Records(Seams):
 
     # ------------------------------------------------------------------ epochs
 
-    def _record(self, epoch: int, seconds: float, trained: bool, tested: bool) -> Row:
-        """Put the metrics, as they are now, into the history; return the row."""
+    def _take_stock(self, epoch: int, tested: bool) -> Row:
+        """Put the metrics, as they are now, into the history, and keep the weights if they are the best so far."""
+        trained = self.mode == "train"
         row: Row = {"epoch": epoch, "step": self.progress_checker.get_step() - 1, "lr": self._rate()}
         if trained:
             row.update({f"train_{key}": value for key, value in self.train_metrics.items()})
         if tested:
             row.update({f"test_{key}": value for key, value in self.test_metrics.items()})
-        return self.history.put(row | {"seconds": seconds})
+            self._tested_loss = row.get("test_loss")
+        row = self.history.put(row | {"seconds": time.perf_counter() - self._epoch_began})
+        if trained and (tested or not self._valid_sets) and (value := self._monitored(row, tested)) is not None:
+            self.check_better(cur_epoch=epoch - 1, cur_loss=value)
+        return row
 
     def _monitored(self, row: Row, tested: bool) -> float | None:
         """The value that tells better from worse; None in a row that lacks it."""
@@ -227,4 +252,9 @@ class Records(Seams):
 
 
 def _copy(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if hasattr(value, "detach") else value
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is one number, be it in a tensor or an array."""
+    return is_scalar(value) or (isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from numbers import Integral
 from typing import Any
 
 from torch.optim.lr_scheduler import (
@@ -39,7 +40,9 @@ class Duration:
     unit: str
 
     @classmethod
-    def parse(cls, value: Duration | str | int | timedelta, name: str, bare: str | None = "ep") -> Duration:
+    def parse(
+        cls, value: Duration | str | int | timedelta, name: str, bare: str | None = "ep", least: float = 1e-9
+    ) -> Duration:
         """Read a duration.
 
         Parameters
@@ -50,14 +53,16 @@ class Duration:
             The option's name, for the message.
         bare : {'ep', 'st', None}
             What a bare integer counts; None refuses one.
+        least : float
+            The smallest count that is accepted.
 
         Raises
         ------
         ValueError
-            When `value` is none of these, or not above 0.
+            When `value` is none of these, or too small.
         """
         duration = value if isinstance(value, Duration) else cls._read(value, bare)
-        if duration is None or duration.count <= 0 or (duration.unit != "s" and duration.count % 1):
+        if duration is None or duration.count < least or (duration.unit != "s" and duration.count % 1):
             bare_too = {"ep": ", or a whole number of epochs", "st": ", or a whole number of steps", None: ""}[bare]
             raise ValueError(f"{name}={value!r} is not a duration; {_ACCEPTED}{bare_too}")
         return duration
@@ -66,8 +71,8 @@ class Duration:
     def _read(cls, value: Any, bare: str | None) -> Duration | None:
         if isinstance(value, timedelta):
             return cls(value.total_seconds(), "s")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return cls(value, bare) if bare else None
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            return cls(int(value), bare) if bare else None
         found = _SPELLING.fullmatch(value.lower()) if isinstance(value, str) else None
         if found is None:
             return None
@@ -117,6 +122,12 @@ class Budget:
         by_epoch = math.inf if batches is None else (self.last_epoch - self.first_epoch) * batches
         return min(by_epoch, self.last_step - self.first_step)
 
+    def epochs_needed(self, batches: int | None) -> float:
+        """How many epochs the call will take at most, with that many batches an epoch."""
+        steps = self.last_step - self.first_step
+        by_step = math.ceil(steps / batches) if batches and steps < math.inf else math.inf
+        return min(self.last_epoch - self.first_epoch, by_step)
+
     def title(self, epoch: int) -> str:
         """``Epoch 3/10``, or ``Epoch 3`` when the epochs have no end."""
         return f"Epoch {epoch + 1}" + (f"/{int(self.last_epoch)}" if self.last_epoch < math.inf else "")
@@ -144,10 +155,10 @@ class Interval:
         return is_last or (self.every.unit == "ep" and epoch % self.every.count == 0)
 
 
-def step_scheduler(scheduler: Any, value: float | None = None, **kwargs: Any) -> None:
+def step_scheduler(scheduler: Any, value: float | None = None) -> None:
     """Step once; ReduceLROnPlateau gets `value` and waits when there is none."""
     if not isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(**kwargs)
+        scheduler.step()
     elif value is not None:
         scheduler.step(value)
 
@@ -173,7 +184,12 @@ def refuse_short(scheduler: Any, needed: float, unit: str, done: int | None = No
         _refuse_short_part(scheduler, done + needed, unit)
     elif not isinstance(scheduler, (LinearLR, ConstantLR)):  # these hold their last value, so they last
         name = next((n for n in ("total_steps", "total_iters") if hasattr(scheduler, n)), None)
-        if name and needed < math.inf and done + needed > getattr(scheduler, name):
+        if name and needed == math.inf:
+            raise ValueError(
+                f"{type(scheduler).__name__} lasts {name}={getattr(scheduler, name)} steps, but nothing says how many"
+                f" {unit}s this run takes; give n_epoch= or max_steps=, and a loader with a length"
+            )
+        if name and done + needed > getattr(scheduler, name):
             raise ValueError(
                 f"{type(scheduler).__name__} lasts {name}={getattr(scheduler, name)} steps, but this run takes it to"
                 f" {int(done + needed)} ({done} done, {int(needed)} to come, one a{'n' if unit[0] in 'aeio' else ''}"

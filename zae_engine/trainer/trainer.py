@@ -20,12 +20,12 @@ from .batch import map_nest, merge, place, snapshot, to_cpu
 from .compose import AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, make_accelerator, resolve_accumulation
 from .evaluation import evaluation
-from .history import History, Row, pooled
+from .history import History, Sums, pooled, with_metrics
 from .plan import BatchPlan, Window, in_dataset_order, named
 from .progress import SilentBar, make_bar
 from .records import Records
 from .schedule import Budget, Duration, Interval, step_scheduler
-from .seeding import draw_seed, set_streams
+from .seeding import draw_seed, generators_kept, set_streams, streams_kept
 from .update import StepModule, forward_of, make_update
 
 if TYPE_CHECKING:
@@ -121,26 +121,28 @@ class Trainer(Records):
         self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps)
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
+        self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
+        self._samples, self._batches, self._speed = 0, 0, 0.0  # of the last batch, and of the last epoch
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
         self._start_records(monitor, monitor_mode, on_nan)
         self.accelerator = make_accelerator(device, mixed_precision)
         self.device = self.accelerator.device
-        self._prepare()
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
 
     @classmethod
     def add_on(cls, *add_ons: type[AddOnBase]) -> type[Self]:
         """Return this class with add-ons on top, the last one outermost; the same stack is the same class.
 
-        Raises
-        ------
-        TypeError
-            For something that is no add-on, a repeated add-on, or one that comes before an add-on it requires.
+        A TypeError names what is no add-on, is there twice, or comes before an add-on that it requires.
         """
         return compose(cls, *add_ons)
 
     def _prepare(self) -> None:
+        """Prepare model and optimizer, when that was not done yet or the user has put others in their place."""
+        if self._prepared_for == (self.model, self.optimizer):
+            return
+        self.accelerator.free_memory()
         parts = (StepModule(self.model), self.optimizer)
         self._prepared, self._prepared_optimizer = self.accelerator.prepare(*parts)  # a None stays None
         self._forward = forward_of(self._prepared)
@@ -198,31 +200,32 @@ class Trainer(Records):
         limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
         self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
         checks.check_run_options(type(self), kwargs)
-        checks.check_run(loader, named(valid_loader), self._budget)
+        checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
         if self.scheduler is not None and self.mode == "train":
             checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, BatchPlan(loader).batches, self._budget)
-        self._bar = make_bar(self.log_bar)
-        self._bar.write(banner(self))
-        for epoch in self._budget.epochs():
-            self.run_epoch(loader, **kwargs)
-            self._end_epoch(epoch, **kwargs)
-            if self._stop_reason is not None:
-                break
-        self._bar.write(farewell(self))
+        notes = make_bar(self.log_bar)
+        if self.log_bar:
+            notes.write(banner(self))
+        with streams_kept(self.device):  # each epoch sets streams of its own; the caller's go on where they were
+            for epoch in self._budget.epochs():
+                self.run_epoch(loader, **kwargs)
+                notes.write(self._end_epoch(epoch, **kwargs))
+                if self._stop_reason is not None:
+                    break
+        notes.write(farewell(self))
         return self.history
 
     def _get_ready(self, limits: list[Duration], valid_every: Duration) -> None:
         """Decide, before the loop, everything that the loop would else have to ask again."""
-        if self._prepared_for != (self.model, self.optimizer):
-            self._prepare()  # the user put another one in place
+        self._prepare()
+        self._valid_sets = named(self.valid_loader)
         training = self.mode == "train"
         done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
         self._budget = Budget(limits, *done)
-        self._validation, self._stop_reason, self._epoch_began = Interval(valid_every), None, time.perf_counter()
+        self._validation = Interval(valid_every)
+        self._begin_records()
         self.batch_size = BatchPlan(self.loader).batch_size or 0
-        self.valid_batch_size = max(
-            (BatchPlan(v).batch_size or 0 for v in named(self.valid_loader).values()), default=0
-        )
+        self.valid_batch_size = max((BatchPlan(v).batch_size or 0 for v in self._valid_sets.values()), default=0)
         if self._prepared_optimizer is not None:
             self._update = make_update(self.accelerator, self._prepared, self._prepared_optimizer, self.gradient_clip)
             self._update.zero_grad()
@@ -252,8 +255,10 @@ class Trainer(Records):
             batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
         window = Window(batch, self.gradient_accumulation_steps if self.mode == "train" else 1)
         if self.mode == "train":
+            if not self.model.training:
+                self.model.train()
             self.optimize(window)
-            if self.scheduler_step_on_batch and self._stepped and self.scheduler is not None:
+            if self.scheduler_step_on_batch and window.stepped and self.scheduler is not None:
                 self.scheduler.step()
         else:
             self._evaluate(window)
@@ -275,82 +280,80 @@ class Trainer(Records):
         if (factor := window.correction()) is not None:
             update.rescale(factor)
         norm = update.clip()
-        self._stepped = update.step()
+        window.stepped = update.step()
         window.values = merge(results, window.items)
         if norm is not None:
-            window.values["grad_norm"] = norm
+            window.values.setdefault("grad_norm", norm)
 
     def _evaluate(self, window: Window) -> None:
-        if torch.is_grad_enabled():  # not within an epoch, where `evaluation` has seen to it
-            with torch.no_grad():
-                return self._evaluate(window)
-        window.values = dict(checks.check_test(self._forward(self.test_step, window.micros[0][0]), "test_step"))
+        # An epoch has seen to it that nothing but the evaluation happens; a single batch has not.
+        single = torch.is_grad_enabled()
+        with evaluation(self.model, self.device, self.seed, 0) if single else nullcontext():
+            result = checks.check_test(self._forward(self.test_step, window.micros[0][0]), "test_step")
+        window.values = {key: value if key == "loss" else snapshot(value) for key, value in result.items()}
 
     def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
         if not training:
             return evaluation(self.model, self.device, self.seed, epoch)
         self.model.train()
-        set_streams(self.seed, "train", epoch)
+        set_streams(self.device, self.seed, "train", epoch)
         return nullcontext()
 
     def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
         """Between two steps of an epoch: validate if it is due; return whether the run ends here."""
         step = self.progress_checker.get_step() - 1
-        if self._validation.within_epoch and self._validation.at_step(step) and self.valid_loader is not None:
+        if self._valid_sets and self._validation.at_step(step):
+            self.train_metrics.clear()
             self.train_metrics.update(self.log_train.means())
             with bar.standing():
-                self._validate(**kwargs)
-            self._take_stock(self.progress_checker.get_epoch(), tested=True)
+                tested = self._validate(**kwargs)
+            if tested:
+                self._take_stock(self.progress_checker.get_epoch(), tested)
         if self._stop_reason is None:
             self._stop_reason = self._budget.spent(step)
         return self._stop_reason is not None
 
     # ------------------------------------------------------------------ between epochs
 
-    def _end_epoch(self, epoch: int, **kwargs: Any) -> None:
-        """Validate, record, step the scheduler and count, after one epoch of `run`."""
+    def _end_epoch(self, epoch: int, **kwargs: Any) -> str:
+        """Validate, record, step the scheduler and count, after one epoch of `run`; return a line about it."""
         if self._batches == 0:
             warnings.warn("the loader gave no batch, so nothing was done; the run ends here", stacklevel=3)
             self._stop_reason = "the loader gave no batch"
-            return
+            return self._stop_reason
         training, speed = self.mode == "train", self._speed
         last = self._stop_reason is not None or epoch + 1 >= self._budget.last_epoch
-        tested = training and self.valid_loader is not None and self._validation.at_epoch(epoch + 1, last)
-        if tested := tested and not self.history.tested_at(self.progress_checker.get_step() - 1):
-            self._validate(**kwargs)
+        due = training and self._validation.at_epoch(epoch + 1, last)
+        tested = due and not self.history.tested_at(self.progress_checker.get_step() - 1) and self._validate(**kwargs)
         row = self._take_stock(epoch + 1 if training else self.progress_checker.get_epoch() - 1, tested or not training)
-        self._bar.write(epoch_line(self._budget.title(epoch), row, speed))
         if training:
             if self.scheduler is not None and not self.scheduler_step_on_batch:
-                step_scheduler(self.scheduler, row.get("train_loss" if self.valid_loader is None else "test_loss"))
+                step_scheduler(self.scheduler, self._tested_loss if self._valid_sets else row.get("train_loss"))
+                self._tested_loss = None
             self.progress_checker.update_epoch()
+        self._stop_reason = self._stop_reason or self._budget.spent(self.progress_checker.get_step() - 1)
         self._epoch_began = time.perf_counter()
+        return epoch_line(self._budget.title(epoch), row, speed)
 
-    def _take_stock(self, epoch: int, tested: bool) -> Row:
-        """Put the metrics into the history, and keep the weights if they are the best so far."""
-        row = self._record(epoch, time.perf_counter() - self._epoch_began, trained=self.mode == "train", tested=tested)
-        if self.mode == "train" and (tested or self.valid_loader is None):
-            value = self._monitored(row, tested)
-            if value is not None:
-                self.check_better(cur_epoch=epoch - 1, cur_loss=value)
-        return row
-
-    def _validate(self, **kwargs: Any) -> None:
-        """Evaluate on every validation loader, in the middle of training."""
-        self.toggle("test")
+    def _validate(self, **kwargs: Any) -> bool:
+        """Evaluate on every validation set, in the middle of training; return whether there was any sample."""
+        parts: list[Sums] = []
         found: dict[str, float] = {}
-        sums = []
+        self.toggle("test")
         try:
-            for name, loader in named(self.valid_loader).items():
+            for name, loader in list(self._valid_sets.items()):
                 self.run_epoch(loader, **kwargs)
                 if not self._batches:
-                    self._warn_once(f"empty {name}", f"valid_loader {name} gave no batch".replace("  ", " "))
-                sums.append(self.log_test.sums())
-                found.update({f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()})
+                    warnings.warn(f"valid_loader {name or 'of this run'} gave no batch; it is left out", stacklevel=4)
+                    del self._valid_sets[name]
+                else:
+                    parts.append(with_metrics(self.log_test.sums(), self.test_metrics))
+                    found |= {f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()}
         finally:
             self.toggle("train")
         self.test_metrics.clear()
-        self.test_metrics.update(pooled(sums) | found)
+        self.test_metrics.update(pooled(parts) | found)
+        return bool(parts)
 
     # ------------------------------------------------------------------ what the user writes, and inference
 
@@ -382,10 +385,12 @@ class Trainer(Records):
 
         Logs, metrics, mode and random streams stay as they were. A loader that shuffles is walked in order.
         """
+        checks.check_loader(loader, "loader")
+        self._prepare()
         mode, outputs = self.mode, list[Any]()
         self.toggle("test")
         try:
-            with self._surroundings(False, 0):
+            with self._surroundings(False, 0), generators_kept(loader):
                 for batch in BatchPlan(in_dataset_order(loader)):
                     values = self._forward(self.test_step, place(batch, self.device))
                     outputs.append(map_nest(to_cpu, checks.check_output(values)))

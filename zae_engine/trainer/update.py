@@ -35,7 +35,8 @@ class StepModule(nn.Module):
         self.model = model
 
     def forward(self, step: Step, batch: Any) -> dict[str, Any]:
-        return step(batch)
+        values = step(batch)
+        return dict(values) if isinstance(values, dict) else values  # Accelerate rebuilds no subclass of dict
 
 
 def _call(step: Step, batch: Any) -> dict[str, Any]:
@@ -64,7 +65,9 @@ class DelegatedUpdate:
     def __init__(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, max_norm: float) -> None:
         self.accelerator = accelerator
         self.optimizer = optimizer
-        self.parameters = list(prepared.parameters())
+        # Only what it steps: the gradients of other parameters are not cleared, and are nobody's business here.
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.parameters = [p for p in prepared.parameters() if id(p) in held]
         self.max_norm = max_norm
 
     def zero_grad(self) -> None:

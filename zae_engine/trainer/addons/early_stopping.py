@@ -32,6 +32,12 @@ class EarlyStoppingAddon(AddOnBase):
         self._reference: float | None = None
         self._waited = 0
 
+    def run(self, n_epoch: Any = None, loader: Any = None, valid_loader: Any = None, **options: Any) -> Any:
+        """Run; called again after it has stopped, it waits anew."""
+        if self._waited >= self.patience:
+            self._waited = 0
+        return super().run(n_epoch, loader, valid_loader, **options)
+
     def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
         """Count the evaluations since the last better one, and stop when there were enough."""
         better: bool = super().check_better(cur_epoch, cur_loss)

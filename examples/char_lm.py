@@ -151,7 +151,7 @@ def main() -> None:
     loader, valid_loader = make_loaders(train, held_out)
     trainer.run(loader=loader, valid_loader=valid_loader, max_steps=steps)
     trainer.apply_weights()  # the best ones, not the last
-    best = min(loss for loss in trainer.history.column("test_loss") if loss is not None)
+    best = trainer.history.best("test_loss")["test_loss"]
     start = torch.tensor([number[character] for character in "The "], device=trainer.device)
     sample = generate(trainer.model, start, length=300)
 

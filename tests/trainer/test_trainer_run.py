@@ -85,6 +85,20 @@ def test_valid_every_steps_adds_rows_within_the_epoch():
     ]
 
 
+def test_a_validation_within_an_epoch_is_shown(capsys):
+    make(MLPTrainer, log_bar=True).run(1, loader(), loader(20), valid_every="4st")
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("Epoch 1/1, step 4 | ") and "test_acc" in line for line in lines)
+
+
+def test_the_best_row_is_found():
+    history = make(MLPTrainer).run(4, loader(), loader(20))
+    assert history.best("test_loss")["test_loss"] == min(history.column("test_loss"))
+    assert history.best("test_acc", "max")["test_acc"] == max(history.column("test_acc"))
+    with pytest.raises(KeyError, match="no finite value in a column 'test_ac'; there are epoch, step"):
+        history.best("test_ac")
+
+
 def test_each_validation_is_looked_at_once():
     values = []
 

@@ -213,6 +213,15 @@ class History(Sequence[Row]):
         """Whether the last row is a validation after exactly `step` optimizer steps."""
         return bool(self.rows) and self.rows[-1]["step"] == step and "test_loss" in self.rows[-1]
 
+    def best(self, name: str, mode: str = "min") -> Row:
+        """The row in which a column is least (greatest with `mode` 'max'), of those with a finite value."""
+        rows = [row for row in self.rows if (value := row.get(name)) is not None and math.isfinite(value)]
+        if not rows:
+            raise KeyError(
+                f"no finite value in a column {name!r}; there are {', '.join(self.columns) or 'no rows yet'}"
+            )
+        return (max if mode == "max" else min)(rows, key=lambda row: row[name] or 0)
+
     def column(self, name: str) -> list[float | int | None]:
         """One column's values; None where a row has none."""
         if self.rows and name not in self.columns:

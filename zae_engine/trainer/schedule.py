@@ -105,7 +105,8 @@ class Budget:
     def spent(self, step: int) -> str | None:
         """Why the run ends after `step` optimizer steps, or None when it goes on."""
         if step >= self.last_step:
-            return f"{step - self.first_step:,} steps done"
+            done = step - self.first_step
+            return f"{done:,} step{'s' if done != 1 else ''} done"
         if time.perf_counter() >= self.deadline:
             return f"{self.seconds:g} s are over"
         return None

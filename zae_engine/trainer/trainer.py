@@ -308,7 +308,8 @@ class Trainer(Records):
             with bar.standing():
                 tested = self._validate(**kwargs)
             if tested:
-                self._take_stock(self.progress_checker.get_epoch(), tested)
+                row = self._take_stock(self.progress_checker.get_epoch(), tested)
+                bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
         if self._stop_reason is None:
             self._stop_reason = self._budget.spent(step)
         return self._stop_reason is not None

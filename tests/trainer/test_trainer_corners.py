@@ -44,6 +44,36 @@ def test_an_optimizer_over_a_part_trains_that_part_and_clips_it_alone():
     assert min(trainer.log_train["grad_norm"][-1].item(), 1.0) == pytest.approx(own, rel=1e-4)
 
 
+def test_a_group_added_in_the_middle_of_a_run_is_cleared_and_clipped():
+    class Unfreezing(PlainTrainer):
+        def optimize(self, window):
+            if self.progress_checker.get_step() == 3:
+                self.optimizer.add_param_group({"params": list(self.model[0].parameters())})
+            super().optimize(window)
+            self.norms.append(torch.cat([p.grad.flatten() for p in self._update.parameters]).norm().item())
+
+    model = mlp()
+    trainer = make(Unfreezing, model=model, optimizer=sgd(model[3]), gradient_clip=0.01)
+    trainer.norms = []
+    trainer.run(2, loader())
+    assert trainer._update.parameters[0] is model[0].weight
+    assert trainer.norms == pytest.approx([0.01] * 12, rel=1e-3)
+
+
+def test_an_optimizers_own_zero_grad_is_called():
+    class Own(torch.optim.SGD):
+        cleared = 0
+
+        def zero_grad(self, set_to_none=True):
+            self.cleared += 1
+            super().zero_grad(set_to_none)
+
+    model = mlp()
+    optimizer = Own(model.parameters(), lr=0.1)
+    make(model=model, optimizer=optimizer).run(1, loader())
+    assert optimizer.cleared >= 6
+
+
 def test_two_trainers_share_a_model():
     model = mlp()
     one, two = make(model=model, optimizer=sgd(model[0])), make(model=model, optimizer=sgd(model[3]))

@@ -167,8 +167,8 @@ def check_run_options(cls: type, names: Iterable[str]) -> None:
     refuse_unknown(unknown, f"{cls.__name__}.run()", options)
 
 
-def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dict[str, Any]:
-    """Return what the training step returned, or say what is wrong with it.
+def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> Tensor:
+    """Return the loss out of what the training step returned, or say what is wrong with it.
 
     Parameters
     ----------
@@ -177,13 +177,20 @@ def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dic
     name : str
         The step's name, for the message.
     parameters : sequence of Tensor
-        Parameters whose gradients have to be empty still; given at the first step only, since it takes time.
+        Parameters whose gradients have to be empty still; given at the first step of a run, where all is looked at.
 
     Raises
     ------
     TypeError, KeyError, ValueError
         For a step without a ``"loss"`` that can be differentiated, or one that called ``backward()`` itself.
     """
+    loss = values.get("loss") if isinstance(values, dict) and not parameters else None
+    if isinstance(loss, Tensor) and loss.requires_grad and (not loss.ndim or loss.numel() == 1):
+        return loss
+    return _look_closely(values, name, parameters)
+
+
+def _look_closely(values: Any, name: str, parameters: Sequence[Tensor]) -> Tensor:
     loss = check_values(values, name)["loss"]
     if not isinstance(loss, Tensor):
         raise TypeError(f"{name} returned a loss of type {type(loss).__name__}; return the tensor, without .item()")
@@ -200,7 +207,7 @@ def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> dic
             f"{name} returned a loss without a graph, so nothing can be learned from it; take away .detach(), .item(),"
             " .data or torch.no_grad(), and see that some parameter of the model requires a gradient"
         )
-    return values  # type: ignore[no-any-return]  # checked to be a dict
+    return loss
 
 
 def check_items(items: Any, name: str) -> None:

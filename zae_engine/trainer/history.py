@@ -43,6 +43,17 @@ class EpochLog(UserDict[str, list[Any]]):
         self.listen(noticed)
         self.clear()
 
+    @property
+    def data(self) -> dict[str, list[Any]]:
+        """The lists, with all that was added."""
+        self._sort()
+        return self._lists
+
+    @data.setter
+    def data(self, lists: dict[str, list[Any]]) -> None:
+        self._lists = lists
+        self._added: list[tuple[dict[str, Any], Any, int]] = []
+
     def __missing__(self, key: str) -> list[Any]:
         return self.data.setdefault(key, [])
 
@@ -94,24 +105,30 @@ class EpochLog(UserDict[str, list[Any]]):
         step : int
             The batch's number, for messages.
         """
-        data, waiting = self.data, self._waiting
-        for key, value in values.items():
-            if key in data:
-                data[key].append(value)
-            else:
-                data[key] = [value]
-            if key == "loss" or (key != "num_items" and is_scalar(value)):
-                waiting[key].append((value, weight, step))
-            elif isinstance(value, Tensor) and value.device.type != "cpu":
-                self._large.add(key)  # must not fill the device's memory over a long epoch
-        if (self._watch or self._large) and time.perf_counter() >= self._due:
+        self._added.append((values, weight, step))  # sorted by key later, many at once: this is done at every step
+        if not self._lists:
+            self._sort()
+        if self._watch and time.perf_counter() >= self._due:
             self.drain()
+
+    def _sort(self) -> None:
+        """Put what was added under its keys, and the scalars of it where they wait to be read."""
+        added, self._added = self._added, []
+        for values, weight, step in added:
+            for key, value in values.items():
+                self._lists.setdefault(key, []).append(value)
+                if key == "loss" or (key != "num_items" and is_scalar(value)):
+                    self._waiting[key].append((value, weight, step))
+                elif isinstance(value, Tensor) and value.device.type != "cpu":
+                    self._large.add(key)
+                    self._watch = True  # they must not fill the device's memory over a long epoch
 
     def drain(self) -> None:
         """Bring over what waits, scalars in one copy, and add them to the sums."""
         self._due = time.perf_counter() + 1
+        self._sort()
         for key in self._large:
-            self._fetch(key, self.data[key])
+            self._fetch(key, self._lists[key])
         waiting, self._waiting = self._waiting, defaultdict(list)
         flat = iter(read([x for entries in waiting.values() for value, weight, _ in entries for x in (value, weight)]))
         for key, entries in waiting.items():

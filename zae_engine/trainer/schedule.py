@@ -107,7 +107,7 @@ class Budget:
         if step >= self.last_step:
             done = step - self.first_step
             return f"{done:,} step{'s' if done != 1 else ''} done"
-        if time.perf_counter() >= self.deadline:
+        if self.seconds < math.inf and time.perf_counter() >= self.deadline:
             return f"{self.seconds:g} s are over"
         return None
 

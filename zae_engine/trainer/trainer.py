@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T", bound="Trainer")
-
 Loader = Iterable[Any]
 
 
@@ -122,12 +121,12 @@ class Trainer(Records):
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
         self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
-        self._samples, self._batches, self._speed = 0, 0, 0.0  # of the last batch, and of the last epoch
+        self._samples, self._batches, self._speed = 0, 0, 0.0  # of the last batch and epoch
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
         self._start_records(monitor, monitor_mode, on_nan)
         self.accelerator = make_accelerator(device, mixed_precision)
-        self.device = self.accelerator.device
+        self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
 
     @classmethod
@@ -197,8 +196,9 @@ class Trainer(Records):
         """
         self.loader, self.valid_loader = loader, valid_loader
         checks.check_parts(self.model, self.mode, self.optimizer, self.scheduler, self.scheduler_step_on_batch)
-        limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
-        self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
+        self._get_ready(
+            checks.read_limits(n_epoch, max_steps, max_time, self.mode), Duration.parse(valid_every, "valid_every")
+        )
         checks.check_run_options(type(self), kwargs)
         checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
         if self.scheduler is not None and self.mode == "train":
@@ -251,10 +251,11 @@ class Trainer(Records):
 
     def run_batch(self, batch: Any, **kwargs: Any) -> None:
         """Take one batch as the loader gave it: place it, train or evaluate on it, log what the step returned."""
-        if self.device.type != "cpu":
+        training = self.mode == "train"
+        if self._moves:
             batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
-        window = Window(batch, self.gradient_accumulation_steps if self.mode == "train" else 1)
-        if self.mode == "train":
+        window = Window(batch, self.gradient_accumulation_steps if training else 1)
+        if training:
             if not self.model.training:
                 self.model.train()
             self.optimize(window)
@@ -265,7 +266,7 @@ class Trainer(Records):
         self._samples = window.samples
         window.values.setdefault("num_items", window.samples)
         self.logging(window.values)
-        if self.mode == "train":
+        if training:
             self.progress_checker.update_step()
 
     def optimize(self, window: Window) -> None:
@@ -273,9 +274,10 @@ class Trainer(Records):
         update, results = self._update, []
         update.zero_grad()
         for micro, samples in window.micros:
-            result = checks.check_step(self._forward(self.train_step, micro), "train_step", self._unproven)
+            result = self._forward(self.train_step, micro)
+            loss = checks.check_step(result, "train_step", self._unproven)
             self._unproven = ()
-            update.backward(result["loss"], window.share(result.get("num_items", samples), samples))
+            update.backward(loss, window.share(result.get("num_items", samples), samples))
             results.append({key: snapshot(value) for key, value in result.items()})
         if (factor := window.correction()) is not None:
             update.rescale(factor)
@@ -286,21 +288,19 @@ class Trainer(Records):
             window.values.setdefault("grad_norm", norm)
 
     def _evaluate(self, window: Window) -> None:
-        # An epoch has seen to it that nothing but the evaluation happens; a single batch has not.
-        single = torch.is_grad_enabled()
+        single = torch.is_grad_enabled()  # within an epoch, `evaluation` is around it already
         with evaluation(self.model, self.device, self.seed, 0) if single else nullcontext():
             result = checks.check_test(self._forward(self.test_step, window.micros[0][0]), "test_step")
         window.values = {key: value if key == "loss" else snapshot(value) for key, value in result.items()}
 
     def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
-        if not training:
-            return evaluation(self.model, self.device, self.seed, epoch)
-        self.model.train()
-        set_streams(self.device, self.seed, "train", epoch)
-        return nullcontext()
+        if training:
+            self.model.train()
+            set_streams(self.device, self.seed, "train", epoch)
+        return nullcontext() if training else evaluation(self.model, self.device, self.seed, epoch)
 
     def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
-        """Between two steps of an epoch: validate if it is due; return whether the run ends here."""
+        """Between two steps: validate if it is due; return whether the run ends here."""
         step = self.progress_checker.get_step() - 1
         if self._valid_sets and self._validation.at_step(step):
             self.train_metrics.clear()

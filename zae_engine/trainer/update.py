@@ -63,14 +63,23 @@ class DelegatedUpdate:
     """
 
     def __init__(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, max_norm: float) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.prepared = accelerator, prepared
         self.optimizer = optimizer
-        # Only what it steps: the gradients of other parameters are not cleared, and are nobody's business here.
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.parameters = [p for p in prepared.parameters() if id(p) in held]
         self.max_norm = max_norm
+        self._find_parameters()
+
+    def _find_parameters(self) -> None:
+        """Note what the optimizer steps: gradients of other parameters are not cleared, and not this trainer's."""
+        self._groups = len(self.optimizer.param_groups)
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self.parameters = [p for p in self.prepared.parameters() if id(p) in held]
 
     def zero_grad(self) -> None:
+        if len(self.optimizer.param_groups) != self._groups:
+            self._find_parameters()  # a group was added in the middle of the run
+        self._clear()
+
+    def _clear(self) -> None:
         self.optimizer.zero_grad()
 
     def backward(self, loss: Tensor, share: Items | None) -> None:
@@ -99,6 +108,14 @@ class DirectUpdate(DelegatedUpdate):
     def __init__(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, max_norm: float) -> None:
         super().__init__(accelerator, prepared, optimizer, max_norm)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._plain_clear = type(self.optimizer).zero_grad is Optimizer.zero_grad
+
+    def _clear(self) -> None:
+        if not self._plain_clear:
+            return self.optimizer.zero_grad()
+        # What torch's zero_grad comes to, without its profiler's record, which takes longer than the rest of it.
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def backward(self, loss: Tensor, share: Items | None) -> None:
         (loss if share is None else loss * share).backward()  # type: ignore[no-untyped-call]

@@ -199,7 +199,7 @@ print(len(trainer.history))"""
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(true)"])
 def test_an_output_that_is_gone_ends_no_training(redirection):
-    command = f"{sys.executable} -c '{SCRIPT}' {redirection}"
+    command = f"'{sys.executable}' -c '{SCRIPT}' {redirection}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ)
     assert done.returncode in (0, 120)  # 120: Python could not flush the output itself at its end
     assert done.stdout.strip() == "3"

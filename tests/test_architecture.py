@@ -30,16 +30,10 @@ LAYERS = [
 
 
 def imports(path):
-    """The package's modules that a file imports at run time, at any depth."""
+    """The package's modules that a file imports, at any depth, for typing too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in typing_only:
+        if isinstance(node, ast.ImportFrom) and node.level:
             yield from [node.module.split(".")[-1]] if node.module else [alias.name for alias in node.names]
 
 

@@ -1,23 +1,23 @@
-"""The lines that a run shows before, between and after its epochs."""
+"""The lines that a run shows before, between and after its epochs.
+
+The trainer is passed as Any, since its module imports this one.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch.nn.parameter import is_lazy
 
 from .._version import __version__
+from .history import Row
 from .plan import BatchPlan
-
-if TYPE_CHECKING:
-    from .history import Row
-    from .trainer import Trainer
 
 _PRECISIONS = {"no": "fp32"}
 
 
-def banner(trainer: Trainer) -> str:
+def banner(trainer: Any) -> str:
     """What is going to run: device, precision, parameters, batch layout, seed."""
     parameters = list(trainer.model.parameters())
     known = [p for p in parameters if not is_lazy(p)]
@@ -42,7 +42,7 @@ def epoch_line(title: str, row: Row, speed: float) -> str:
     return f"{title} | {values} | lr {row['lr']:.2e}  {speed:,.0f} samples/s  {row['seconds']:.1f} s"
 
 
-def farewell(trainer: Trainer) -> str:
+def farewell(trainer: Any) -> str:
     """Why the run ended, and what its best weights are."""
     reason = trainer.stop_reason or "done"
     if trainer.mode == "test" or not trainer.weight_buffer["epoch"] or not math.isfinite(trainer.loss_buffer):

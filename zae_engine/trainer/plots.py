@@ -1,14 +1,14 @@
-"""A history as a picture. Imported only when a picture is asked for, since it needs matplotlib."""
+"""A history as a picture. Imported only when a picture is asked for, since it needs matplotlib.
+
+The history is passed as Any, since its module imports this one.
+"""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from .history import History
 
 _COLOURS = {"train": "#0072B2", "test": "#D55E00", "": "#009E73"}  # told apart by colour-blind readers, too
 _NOT_DRAWN = ("epoch", "step", "seconds")
@@ -23,7 +23,7 @@ class Picture(Figure):  # type: ignore[misc,unused-ignore]  # matplotlib may be 
         return buffer.getvalue()
 
 
-def draw_history(history: History) -> Picture:
+def draw_history(history: Any) -> Picture:
     """Return a figure with one panel a quantity: the loss first, then metrics, gradient norm and learning rate."""
     panels = _panels(history)
     columns = min(len(panels), 2)
@@ -37,7 +37,7 @@ def draw_history(history: History) -> Picture:
     return figure
 
 
-def _panels(history: History) -> dict[str, dict[str, str]]:
+def _panels(history: Any) -> dict[str, dict[str, str]]:
     """Quantity → {set: column}, with the learning rate last."""
     panels: dict[str, dict[str, str]] = {"loss": {}}
     for name in history.columns:
@@ -53,7 +53,7 @@ def _panels(history: History) -> dict[str, dict[str, str]]:
     return {title: curves for title, curves in panels.items() if curves} or {"loss": {}}
 
 
-def _draw_panel(axis: Any, title: str, curves: dict[str, str], history: History) -> None:
+def _draw_panel(axis: Any, title: str, curves: dict[str, str], history: Any) -> None:
     epochs = _positions(history)
     for split, column in curves.items():
         points = [(x, y) for x, y in zip(epochs, history.column(column), strict=True) if y is not None]
@@ -67,7 +67,7 @@ def _draw_panel(axis: Any, title: str, curves: dict[str, str], history: History)
         axis.legend(frameon=False)
 
 
-def _positions(history: History) -> list[float]:
+def _positions(history: Any) -> list[float]:
     """Where each row stands in epochs; rows within an epoch are spread over it by their steps."""
     positions: list[float] = []
     steps = history.column("step")

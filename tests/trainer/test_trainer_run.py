@@ -143,14 +143,15 @@ def test_mode_test_evaluates_and_changes_nothing():
     assert history[-1]["test_loss"] == trainer.test_metrics["loss"]
 
 
-def test_toggle_to_test_after_training():
-    trainer = make(MLPTrainer)
-    trainer.run(1, loader())
+def test_toggle_to_test_after_training(capsys):
+    trainer = make(MLPTrainer, log_bar=True)
+    trainer.run(3, loader())
     trainer.toggle()
     trainer.run(1, loader())
+    assert "Epoch 1/1 test | test_loss" in capsys.readouterr().err
     assert trainer.mode == "test"
     assert "test_acc" in trainer.history[-1]
-    assert trainer.progress_checker.get_epoch() == 2
+    assert trainer.progress_checker.get_epoch() == 4
 
 
 def test_validation_draws_nothing_from_the_training_streams():

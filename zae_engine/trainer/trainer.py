@@ -121,7 +121,7 @@ class Trainer(Records):
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
         self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
-        self._samples, self._batches, self._speed = 0, 0, 0.0  # of the last batch and epoch
+        self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
         self._start_records(monitor, monitor_mode, on_nan)
@@ -196,18 +196,17 @@ class Trainer(Records):
         """
         self.loader, self.valid_loader = loader, valid_loader
         checks.check_parts(self.model, self.mode, self.optimizer, self.scheduler, self.scheduler_step_on_batch)
-        self._get_ready(
-            checks.read_limits(n_epoch, max_steps, max_time, self.mode), Duration.parse(valid_every, "valid_every")
-        )
+        limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
+        self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
         checks.check_run_options(type(self), kwargs)
         checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
         if self.scheduler is not None and self.mode == "train":
             checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, BatchPlan(loader).batches, self._budget)
         notes = make_bar(self.log_bar)
-        if self.log_bar:
-            notes.write(banner(self))
+        notes.write(banner(self) if self.log_bar else "")
         with streams_kept(self.device):  # each epoch sets streams of its own; the caller's go on where they were
             for epoch in self._budget.epochs():
+                self._title = self._budget.title(epoch)
                 self.run_epoch(loader, **kwargs)
                 notes.write(self._end_epoch(epoch, **kwargs))
                 if self._stop_reason is not None:
@@ -236,7 +235,7 @@ class Trainer(Records):
         training, epoch = self.mode == "train", self.progress_checker.get_epoch()
         log, metrics = (self.log_train, self.train_metrics) if training else (self.log_test, self.test_metrics)
         log.clear()
-        plan, title = BatchPlan(loader), self._budget.title(epoch - 1) + ("" if training else " test")
+        plan, title = BatchPlan(loader), self._title if training else f"{self._title} test"
         bar = make_bar(self.log_bar).open(title, plan.batches, self.print_log)
         with bar, self._surroundings(training, epoch):
             for batch in plan:
@@ -334,7 +333,7 @@ class Trainer(Records):
             self.progress_checker.update_epoch()
         self._stop_reason = self._stop_reason or self._budget.spent(self.progress_checker.get_step() - 1)
         self._epoch_began = time.perf_counter()
-        return epoch_line(self._budget.title(epoch), row, speed)
+        return epoch_line(self._title if training else f"{self._title} test", row, speed)
 
     def _validate(self, **kwargs: Any) -> bool:
         """Evaluate on every validation set, in the middle of training; return whether there was any sample."""

@@ -276,13 +276,10 @@ def test_a_row_of_the_same_epoch_and_step_is_completed():
     assert made.column("test_loss") == [3.0, None, 4.0, 5.0]
 
 
-def test_a_validation_after_this_very_step_is_known():
-    made = history(row(1, 5, test_loss=2.0))
-    assert made.tested_at(5)
-    assert not made.tested_at(6)
-    made.put(row(1, 6, train_loss=2.0))
-    assert not made.tested_at(6)
-    assert not History().tested_at(0)
+def test_a_row_of_an_earlier_run_is_left_alone():
+    made = history(row(1, 5, train_loss=2.0))
+    made.put(row(1, 5, train_loss=1.0), complete=False)
+    assert made.column("train_loss") == [2.0, 1.0]
 
 
 def test_columns_are_told_with_the_seconds_last():

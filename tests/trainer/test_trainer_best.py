@@ -50,11 +50,24 @@ def test_monitor_takes_a_name_with_or_without_prefix(name):
     assert trainer.loss_buffer == 1.0
 
 
-def test_an_unknown_monitor_warns_and_takes_the_loss():
-    trainer = make(Scripted, monitor="scroe")
-    with pytest.warns(UserWarning, match=r"monitor='scroe' is not among the metrics; did you mean 'score'\?"):
-        history = trainer.run(2, loader(), loader(20))
-    assert trainer.loss_buffer == min(history.column("test_loss"))
+def test_an_unknown_monitor_warns_and_keeps_nothing_else_for_it():
+    trainer = make(Scripted, monitor="scroe", monitor_mode="max")
+    with pytest.warns(
+        UserWarning, match=r"monitor='scroe' is not among the metrics; did you mean 'score'\? Without it"
+    ):
+        trainer.run(2, loader(), loader(20))
+    assert trainer.weight_buffer == {"epoch": [], "weight": []}
+
+
+def test_a_monitor_that_is_there_at_times_is_compared_with_itself():
+    class Sometimes(Scripted):
+        def metric_on_epoch_end(self):
+            return super().metric_on_epoch_end() if self.progress_checker.get_epoch() != 1 else {}
+
+    trainer = make(Sometimes, monitor="score", monitor_mode="max")
+    with pytest.warns(UserWarning, match="monitor='score' is not among the metrics"):
+        trainer.run(3, loader(), loader(20))
+    assert trainer.loss_buffer == 2.0
 
 
 def test_apply_weights_before_there_are_any():

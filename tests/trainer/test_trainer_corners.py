@@ -500,3 +500,186 @@ def test_a_tensor_dataset_of_whole_batches():
     trainer.run(1, whole)
     plain.run(1, loader(40))
     assert_equal(weights(trainer.model), weights(plain.model))
+
+
+def raw(samples):
+    generator = torch.Generator().manual_seed(0)
+    return [{"x": torch.randn(8, generator=generator), "y": i % 3} for i in range(samples)]
+
+
+class RawTrainer(PlainTrainer):
+    def train_step(self, batch):
+        x = torch.stack([s["x"] if isinstance(s, dict) else s[0] for s in batch])
+        y = torch.tensor([s["y"] if isinstance(s, dict) else s[1] for s in batch])
+        return super().train_step((x, y))
+
+
+@pytest.mark.parametrize("form", [list, lambda batch: [(s["x"], s["y"]) for s in batch]])
+def test_the_bare_list_of_samples_is_counted_and_cut(form):
+    results = []
+    for parts in (1, 2):
+        trainer = make(RawTrainer, gradient_accumulation_steps=parts)
+        batches = torch.utils.data.DataLoader(raw(11), batch_size=4, collate_fn=form)
+        trainer.run(2, batches)
+        assert trainer.log_train["num_items"] == [4, 4, 3]
+        results.append(weights(trainer.model))
+    assert largest_difference(*results) <= 1e-6
+
+
+def test_a_packed_sequence_cannot_be_cut():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
+    with pytest.raises(TypeError, match="gradient_accumulation_steps cannot cut a PackedSequence"):
+        make(gradient_accumulation_steps=2).run(1, [(packed, torch.zeros(2))])
+
+
+def test_a_run_after_a_rollback_validates_and_gets_a_row():
+    trainer = make(MLPTrainer)
+    trainer.run(1, loader(), loader(20))
+    state = trainer.state_dict()
+    trainer.run(1, loader(), loader(20))
+    trainer.load_state_dict(state)
+    trainer.run(1, loader(), loader(20))
+    assert trainer.history.column("step") == [6, 12, 12]
+    assert all(row["test_loss"] is not None for row in trainer.history)
+
+
+def test_what_a_broken_run_has_left_does_not_stop_the_next():
+    class Breaking(PlainTrainer):
+        broken = True
+
+        def train_step(self, batch):
+            loss = super().train_step(batch)["loss"]
+            step = self.progress_checker.get_step()
+            if self.broken and step == 3:
+                raise RuntimeError("mine")
+            return {"loss": loss * (torch.nan if self.broken and step == 2 else 1)}
+
+    trainer = make(Breaking, on_nan="stop")
+    before = weights(trainer.model)
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer.run(1, loader())
+    trainer.broken = False
+    trainer.model.load_state_dict(before)
+    trainer.optimizer.state.clear()
+    assert len(trainer.run(2, loader())) == 2
+    assert trainer.stop_reason is None
+
+
+def test_time_between_validations_is_that_of_training():
+    class Slow(PlainTrainer):
+        def train_step(self, batch):
+            time.sleep(0.02)
+            return super().train_step(batch)
+
+        def test_step(self, batch):
+            time.sleep(0.3)
+            return super().test_step(batch)
+
+    history = make(Slow).run(1, loader(samples=80, batch_size=4), loader(8), valid_every="0.2s")  # 20 steps
+    assert 1 <= len(history) <= 6
+
+
+def test_an_epoch_end_that_takes_the_time_is_validated():
+    class Slow(PlainTrainer):
+        def metric_on_epoch_end(self):
+            time.sleep(0.4 if self.mode == "train" else 0)
+            return {}
+
+    trainer = make(Slow)
+    history = trainer.run(max_time="0.35s", loader=loader(), valid_loader=loader(20), valid_every="50ep")
+    assert "test_loss" in history[-1]
+
+
+def test_parameters_added_to_a_group_are_cleared_too():
+    class Growing(PlainTrainer):
+        def optimize(self, window):
+            if self.progress_checker.get_step() == 2:
+                self.optimizer.param_groups[0]["params"].append(self.model[3].weight)
+            super().optimize(window)
+            self.in_list = self.model[3].weight in set(self._update.parameters)
+
+    model = mlp()
+    trainer = make(Growing, model=model, optimizer=sgd(model[0]))
+    trainer.run(1, loader())
+    assert trainer.in_list
+    x, y = list(loader())[-1]
+    again = copy.deepcopy(model)
+    assert model[3].weight.grad.norm() < 1  # of one step, not of five
+    assert torch.isfinite(nn.functional.cross_entropy(again(x), y))
+
+
+def test_a_logging_override_may_change_what_it_was_given_afterwards():
+    class Changing(PlainTrainer):
+        def logging(self, step_dict):
+            super().logging(step_dict)
+            step_dict["loss"] = 0.0
+            step_dict.pop("num_items")
+
+    trainer, plain = make(Changing), make()
+    assert trainer.run(1, loader())[-1]["train_loss"] == plain.run(1, loader())[-1]["train_loss"]
+    assert len(trainer.log_train["num_items"]) == 6
+
+
+def test_a_logging_override_that_keeps_the_loss_to_itself():
+    class Deaf(PlainTrainer):
+        def logging(self, step_dict):
+            pass
+
+    assert len(make(Deaf).run(2, loader(), loader(20))) == 2
+
+
+def test_a_log_can_be_copied():
+    trainer = make(MLPTrainer)
+    trainer.run(1, loader())
+    for other in (copy.copy(trainer.log_train), trainer.log_train.copy(), copy.deepcopy(trainer.log_train)):
+        other["loss"].clear()
+        assert other.means() == trainer.log_train.means()
+        assert len(trainer.log_train["loss"]) == 6
+
+
+def test_a_metric_named_as_a_value_of_the_step_stands_for_it():
+    class Renamed(PlainTrainer):
+        def test_step(self, batch):
+            return super().test_step(batch) | {"acc": 0.0}
+
+        def metric_on_epoch_end(self):
+            return {"acc": 1.0} if self.mode == "test" else {}
+
+    row = make(Renamed).run(1, loader(), {"a": loader(20), "b": loader(8)})[-1]
+    assert (row["test_acc"], row["test_a_acc"], row["test_b_acc"]) == (1.0, 1.0, 1.0)
+
+
+def test_an_evaluations_reused_buffer_is_logged_as_it_was():
+    class Reusing(PlainTrainer):
+        total = torch.zeros(())
+
+        def test_step(self, batch):
+            self.total.copy_(super().test_step(batch)["loss"])
+            return {"loss": self.total}
+
+    reusing, plain = make(Reusing, mode="test"), make(mode="test")
+    assert reusing.run(1, loader())[-1]["test_loss"] == plain.run(1, loader())[-1]["test_loss"]
+
+
+@pytest.mark.parametrize("missing", ["_extra_state", "bias"])
+def test_a_file_that_lacks_a_key_of_a_model_with_extra_state(missing, tmp_path):
+    state = Extra(8, 3).state_dict()
+    del state[missing]
+    torch.save(state, tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match=f"missing: {missing}"):
+        make(model=Extra(8, 3)).apply_weights(tmp_path / "m.ckpt")
+
+
+def test_a_file_with_numbers_for_keys_is_no_state_dict(tmp_path):
+    torch.save({0: torch.ones(2)}, tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match="does not hold a state_dict"):
+        make().apply_weights(tmp_path / "m.ckpt")
+
+
+def test_lazy_modules_take_weights(tmp_path):
+    trained = make(model=nn.Sequential(nn.LazyLinear(3)))
+    trained.run(1, loader())
+    trained.save_model(tmp_path / "m.ckpt")
+    fresh = make(model=nn.Sequential(nn.LazyLinear(3)))
+    fresh.apply_weights(tmp_path / "m.ckpt")
+    assert_equal(weights(fresh.model), weights(trained.model))

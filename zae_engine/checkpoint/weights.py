@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 SAFETENSORS = (".safetensors", ".safetensor")
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -83,7 +84,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file raises anything, from EOFError to UnicodeDecodeError
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{str(path)!r} is damaged or cut short: {reason}") from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) or _is_extra(k) for k, v in weights.items()):
+    named = isinstance(weights, dict) and all(isinstance(k, str) for k in weights)
+    if not named or not all(isinstance(v, Tensor) or _is_extra(k) for k, v in weights.items()):
         raise WeightsError(f"{str(path)!r} does not hold a state_dict (names and tensors)")
     return weights
 
@@ -113,7 +115,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
         "another shape": [
             f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}"
             for k, v in own.items()
-            if k in weights and not _is_extra(k) and weights[k].shape != v.shape
+            if k in weights and not _is_extra(k) and not is_lazy(v) and weights[k].shape != v.shape
         ]
     }
     if strict:
@@ -151,8 +153,10 @@ def _is_extra(key: object) -> bool:
 
 def _tied(key: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
     """Whether another key, which is there, stands for the same memory."""
-    return any(k in weights and v.data_ptr() == own[key].data_ptr() and v.shape == own[key].shape
-               for k, v in own.items() if k != key and own[key].numel())  # fmt: skip
+    if not isinstance(own[key], Tensor) or is_lazy(own[key]) or not own[key].numel():
+        return False
+    others = [v for k, v in own.items() if k != key and k in weights and isinstance(v, Tensor) and not is_lazy(v)]
+    return any(v.data_ptr() == own[key].data_ptr() and v.shape == own[key].shape for v in others)
 
 
 def _first(keys: list[str], count: int = 5) -> str:

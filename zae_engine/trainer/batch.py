@@ -23,9 +23,9 @@ from torch import Tensor
 
 def is_nest(value: Any) -> bool:
     """Whether `value` is one of the forms that this module looks into."""
-    return isinstance(value, (tuple, list, MutableMapping)) or (
-        dataclasses.is_dataclass(value) and not isinstance(value, type)
-    )
+    if isinstance(value, (tuple, list)):
+        return not hasattr(value, "to")  # a packed sequence is a named tuple, but no nest
+    return isinstance(value, MutableMapping) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
 def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
@@ -100,6 +100,8 @@ def count_samples(nest: Any) -> int:
     first = nest[0] if type(nest) in (tuple, list) and nest else nest  # the usual batch is found at once
     if isinstance(first, Tensor) and first.ndim:
         return first.size(0)
+    if raw_samples(nest):
+        return len(nest)
     if (listed := sample_lists(nest)) is not None:
         return listed
     for leaf in leaves(nest):
@@ -109,6 +111,18 @@ def count_samples(nest: Any) -> int:
         if hasattr(value, "__len__") and not isinstance(value, (str, bytes, Tensor)):
             return len(value)
     return 1
+
+
+def raw_samples(nest: Any) -> bool:
+    """Whether a batch is the bare list of its samples, as ``collate_fn=list`` gives it.
+
+    Those are dicts with the same keys, or tuples; torch's collate function makes of such samples a dict, or a list.
+    """
+    if type(nest) is not list or not nest:
+        return False
+    if all(type(item) is tuple for item in nest):
+        return True
+    return all(isinstance(item, dict) for item in nest) and len({tuple(item) for item in nest}) == 1
 
 
 def sample_lists(nest: Any) -> int | None:
@@ -156,13 +170,14 @@ def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
             f" batch, a {type(nest).__name__}, has no such tensor. Let the loader yield tensors, or leave it out"
         )
     edges = [-(-total * i // parts) for i in range(parts + 1)]  # the larger pieces first, as memory is asked for
-    cut_child = partial(_piece, total=total, lists=sample_lists(nest) is not None)
+    whole_list = raw_samples(nest)
+    cut_child = partial(_piece, total=total, lists=whole_list or sample_lists(nest) is not None)
     pieces = []
     for start, stop in itertools.pairwise(edges):
         if start < stop or not total:
-            # The batch itself is never taken for a list of samples, whatever its length.
+            # Any other batch is never taken for a list of samples, whatever its length.
             whole = partial(cut_child, start=start, stop=stop)
-            pieces.append((_rebuild(nest, whole) if is_nest(nest) else whole(nest), stop - start))
+            pieces.append((_rebuild(nest, whole) if is_nest(nest) and not whole_list else whole(nest), stop - start))
     if any(count_samples(piece) != size for piece, size in pieces):
         raise TypeError(
             f"gradient_accumulation_steps={parts} cannot cut this batch, a {type(nest).__name__}: its parts do not"
@@ -175,6 +190,11 @@ def _piece(nest: Any, *, start: int, stop: int, total: int, lists: bool) -> Any:
     if isinstance(nest, Tensor):
         return nest[start:stop] if nest.ndim and nest.shape[0] == total else nest
     if not is_nest(nest):
+        if callable(getattr(nest, "to", None)):
+            raise TypeError(
+                f"gradient_accumulation_steps cannot cut a {type(nest).__name__}, which may hold something of every"
+                " sample; let the loader yield tensors (or lists) of one length, or leave it out"
+            )
         return nest
     of_samples = isinstance(nest, (list, tuple)) and len(nest) == total
     if of_samples and (lists or (isinstance(nest, list) and not any(isinstance(v, Tensor) for v in nest))):

@@ -83,7 +83,8 @@ def check_scheduler(scheduler: Any, optimizer: Optimizer | None, on_batch: bool)
         return
     if not callable(getattr(scheduler, "step", None)):
         raise TypeError(f"scheduler={scheduler!r} has no step(); give one of torch.optim.lr_scheduler, or None")
-    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+    inner = getattr(optimizer, "optimizer", optimizer)  # of one that Accelerate has prepared
+    if getattr(scheduler, "optimizer", optimizer) not in (optimizer, inner):
         raise ValueError(
             f"the scheduler ({type(scheduler).__name__}) belongs to another optimizer; build it over the optimizer that"
             " the trainer gets"
@@ -259,4 +260,4 @@ def unknown_monitor(monitor: str, names: Iterable[str], split: str) -> str:
     there = [name.removeprefix(f"{split}_") for name in names if name.startswith(f"{split}_")]
     near = difflib.get_close_matches(monitor.removeprefix(f"{split}_"), there, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, there))}"
-    return f"monitor={monitor!r} is not among the metrics; {hint} The loss tells the best weights until then."
+    return f"monitor={monitor!r} is not among the metrics; {hint} Without it, no weights are kept as the best."

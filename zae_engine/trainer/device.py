@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,8 @@ from .checks import check_number
 Device = str | torch.device
 
 PRECISIONS = ("no", "bf16", "fp16", "fp8")
+
+_living: weakref.WeakSet[Accelerator] = weakref.WeakSet()
 
 
 def make_accelerator(
@@ -52,6 +55,7 @@ def make_accelerator(
         )
     if clash := _clash(accelerator.state, wanted, None):
         raise ValueError(f"{clash} contradicts what Accelerate chose earlier in this process; make the trainer first")
+    _living.add(accelerator)
     return accelerator
 
 
@@ -148,7 +152,8 @@ def _make_room(device: torch.device | None, precision: str) -> None:
     if not clash:
         return
     gc.collect()  # a trainer that only waits to be collected contradicts nobody
-    in_use = any(issubclass(type(o), Accelerator) for o in gc.get_objects())  # the user's own ones, too
+    # The user's own ones are known to the garbage collector only; it may not list ours (after gc.freeze()).
+    in_use = bool(_living) or any(issubclass(type(o), Accelerator) for o in gc.get_objects())
     if in_use or torch.distributed.is_initialized():
         raise ValueError(
             f"{clash} contradicts another trainer (or Accelerator) in this process: Accelerate keeps one device and one"

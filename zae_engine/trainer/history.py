@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import time
@@ -82,6 +83,11 @@ class EpochLog(UserDict[str, list[Any]]):
         """A copy, or a pickle, is the values without the trainer that listens."""
         return {**self.__dict__, "_noticed": None}
 
+    def __copy__(self) -> EpochLog:
+        return copy.deepcopy(self)  # sums and lists belong together, so none of them can be shared
+
+    copy = __copy__
+
     def clear(self) -> None:
         """Forget the epoch's values; the losses of all steps stay."""
         if self.data:
@@ -105,11 +111,14 @@ class EpochLog(UserDict[str, list[Any]]):
         step : int
             The batch's number, for messages.
         """
-        self._added.append((values, weight, step))  # sorted by key later, many at once: this is done at every step
-        if not self._lists:
+        self._added.append(
+            (dict(values), weight, step)
+        )  # sorted by key later, many at once: this is done at every step
+        if time.perf_counter() >= self._due:
+            self._due = time.perf_counter() + 1
             self._sort()
-        if self._watch and time.perf_counter() >= self._due:
-            self.drain()
+            if self._watch or self._large:
+                self.drain()
 
     def _sort(self) -> None:
         """Put what was added under its keys, and the scalars of it where they wait to be read."""
@@ -120,14 +129,13 @@ class EpochLog(UserDict[str, list[Any]]):
                 if key == "loss" or (key != "num_items" and is_scalar(value)):
                     self._waiting[key].append((value, weight, step))
                 elif isinstance(value, Tensor) and value.device.type != "cpu":
-                    self._large.add(key)
-                    self._watch = True  # they must not fill the device's memory over a long epoch
+                    self._large.add(key)  # must not fill the device's memory over a long epoch
 
     def drain(self) -> None:
         """Bring over what waits, scalars in one copy, and add them to the sums."""
         self._due = time.perf_counter() + 1
         self._sort()
-        for key in self._large:
+        for key in self._large & self._lists.keys():
             self._fetch(key, self._lists[key])
         waiting, self._waiting = self._waiting, defaultdict(list)
         flat = iter(read([x for entries in waiting.values() for value, weight, _ in entries for x in (value, weight)]))
@@ -167,8 +175,10 @@ def pooled(parts: Sequence[Sums]) -> dict[str, float]:
 
 def with_metrics(sums: Sums, metrics: dict[str, float]) -> Sums:
     """The sums of one set, with its further metrics weighted by the set's items."""
-    items = sums["loss"][1]
-    return {key: sums.get(key, (value * items, items)) for key, value in metrics.items()}
+    items = sums["loss"][1] if "loss" in sums else 1.0
+    parts = {key: (value * items, items) for key, value in metrics.items()}
+    # A metric may have the name of a value that the step returns, and then stands for it.
+    return parts | {key: sums[key] for key, value in pooled([sums]).items() if metrics.get(key) == value}
 
 
 def read(values: list[Any]) -> list[float]:
@@ -226,10 +236,6 @@ class History(Sequence[Row]):
         names = list(dict.fromkeys(name for row in self.rows for name in row if name != "seconds"))
         return [*names, "seconds"] if self.rows else []
 
-    def tested_at(self, step: int) -> bool:
-        """Whether the last row is a validation after exactly `step` optimizer steps."""
-        return bool(self.rows) and self.rows[-1]["step"] == step and "test_loss" in self.rows[-1]
-
     def best(self, name: str, mode: str = "min") -> Row:
         """The row in which a column is least (greatest with `mode` 'max'), of those with a finite value."""
         rows = [row for row in self.rows if (value := row.get(name)) is not None and math.isfinite(value)]
@@ -245,9 +251,9 @@ class History(Sequence[Row]):
             raise KeyError(f"no column {name!r}; there are {', '.join(self.columns)}")
         return [row.get(name) for row in self.rows]
 
-    def put(self, row: Row) -> Row:
-        """Add a row, or complete the last one if both are of training at one step; return the row that stands."""
-        last = self.rows[-1] if self.rows else {}
+    def put(self, row: Row, complete: bool = True) -> Row:
+        """Add a row, or `complete` the last one if both are of training at one step; return the row that stands."""
+        last = self.rows[-1] if self.rows and complete else {}
         if "train_loss" in last and "train_loss" in row and last["step"] == row["step"]:
             self.rows[-1].update(row)
         else:

@@ -69,8 +69,12 @@ class Records(Seams):
         self._stop_reason: str | None = None
         self._epoch_began = time.perf_counter()
         self._tested_loss: float | None = None  # of the last validation since the scheduler's last step
+        self._tested_step: float | None = None
+        self._rows_before = len(self.history)
         self._warned: set[str] = set()
         for log in (self.log_train, self.log_test):
+            log.listen(None)
+            log.drain()  # what a run that broke off has left
             log.listen(self._not_finite)
 
     # ------------------------------------------------------------------ values of the steps
@@ -157,8 +161,9 @@ class Records(Seams):
             row.update({f"train_{key}": value for key, value in self.train_metrics.items()})
         if tested:
             row.update({f"test_{key}": value for key, value in self.test_metrics.items()})
-            self._tested_loss = row.get("test_loss")
-        row = self.history.put(row | {"seconds": time.perf_counter() - self._epoch_began})
+            self._tested_loss, self._tested_step = row.get("test_loss"), row["step"]
+        row["seconds"] = time.perf_counter() - self._epoch_began
+        row = self.history.put(row, complete=len(self.history) > self._rows_before)
         if trained and (tested or not self._valid_sets) and (value := self._monitored(row, tested)) is not None:
             self.check_better(cur_epoch=epoch - 1, cur_loss=value)
         return row
@@ -172,7 +177,7 @@ class Records(Seams):
         if self.monitor == "loss" or not any(name.startswith(f"{split}_") for name in row):
             return None
         self._warn_once("monitor", checks.unknown_monitor(self.monitor, row, split))
-        return row.get(f"{split}_loss")
+        return None  # and not the loss: two quantities in one comparison would keep the wrong weights
 
     def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
         """Whether `cur_loss` (the monitored value) is the best so far; if so, keep a copy of the weights.

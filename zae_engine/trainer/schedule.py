@@ -146,10 +146,11 @@ class Interval:
         """Whether it is due after `step` optimizer steps, in the middle of an epoch."""
         if self.every.unit == "st":
             return step % self.every.count == 0
-        if self.every.unit == "s" and time.perf_counter() - self._last >= self.every.count:
-            self._last = time.perf_counter()
-            return True
-        return False
+        return self.every.unit == "s" and time.perf_counter() - self._last >= self.every.count
+
+    def restart(self) -> None:
+        """Count the time from now."""
+        self._last = time.perf_counter()
 
     def at_epoch(self, epoch: int, is_last: bool) -> bool:
         """Whether it is due at the end of epoch `epoch` (counted from 1); the last one always is."""

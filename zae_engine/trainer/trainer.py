@@ -290,7 +290,7 @@ class Trainer(Records):
         single = torch.is_grad_enabled()  # within an epoch, `evaluation` is around it already
         with evaluation(self.model, self.device, self.seed, 0) if single else nullcontext():
             result = checks.check_test(self._forward(self.test_step, window.micros[0][0]), "test_step")
-        window.values = {key: value if key == "loss" else snapshot(value) for key, value in result.items()}
+        window.values = {key: snapshot(value) for key, value in result.items()}
 
     def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
         if training:
@@ -321,24 +321,24 @@ class Trainer(Records):
             warnings.warn("the loader gave no batch, so nothing was done; the run ends here", stacklevel=3)
             self._stop_reason = "the loader gave no batch"
             return self._stop_reason
-        training, speed = self.mode == "train", self._speed
+        training, speed, step = self.mode == "train", self._speed, self.progress_checker.get_step() - 1
+        self._stop_reason = self._stop_reason or self._budget.spent(step)
         last = self._stop_reason is not None or epoch + 1 >= self._budget.last_epoch
         due = training and self._validation.at_epoch(epoch + 1, last)
-        tested = due and not self.history.tested_at(self.progress_checker.get_step() - 1) and self._validate(**kwargs)
+        tested = due and self._tested_step != step and self._validate(**kwargs)
         row = self._take_stock(epoch + 1 if training else self.progress_checker.get_epoch() - 1, tested or not training)
         if training:
             if self.scheduler is not None and not self.scheduler_step_on_batch:
                 step_scheduler(self.scheduler, self._tested_loss if self._valid_sets else row.get("train_loss"))
                 self._tested_loss = None
             self.progress_checker.update_epoch()
-        self._stop_reason = self._stop_reason or self._budget.spent(self.progress_checker.get_step() - 1)
+        self._stop_reason = self._stop_reason or self._budget.spent(step)
         self._epoch_began = time.perf_counter()
         return epoch_line(self._title if training else f"{self._title} test", row, speed)
 
     def _validate(self, **kwargs: Any) -> bool:
         """Evaluate on every validation set, in the middle of training; return whether there was any sample."""
-        parts: list[Sums] = []
-        found: dict[str, float] = {}
+        parts, found = list[Sums](), dict[str, float]()
         self.toggle("test")
         try:
             for name, loader in list(self._valid_sets.items()):
@@ -353,6 +353,7 @@ class Trainer(Records):
             self.toggle("train")
         self.test_metrics.clear()
         self.test_metrics.update(pooled(parts) | found)
+        self._validation.restart()
         return bool(parts)
 
     # ------------------------------------------------------------------ what the user writes, and inference

@@ -70,13 +70,13 @@ class DelegatedUpdate:
 
     def _find_parameters(self) -> None:
         """Note what the optimizer steps: gradients of other parameters are not cleared, and not this trainer's."""
-        self._groups = len(self.optimizer.param_groups)
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        self.parameters = [p for p in self.prepared.parameters() if id(p) in held]
+        held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
+        own = [p for p in self.prepared.parameters() if held.pop(id(p), None) is not None]
+        self.parameters = [*own, *held.values()]  # in the model's order, as one clips by hand
 
     def zero_grad(self) -> None:
-        if len(self.optimizer.param_groups) != self._groups:
-            self._find_parameters()  # a group was added in the middle of the run
+        if sum(len(group["params"]) for group in self.optimizer.param_groups) != len(self.parameters):
+            self._find_parameters()  # some were added in the middle of the run
         self._clear()
 
     def _clear(self) -> None:

@@ -28,6 +28,7 @@ from tests.helpers import (
     sgd,
     weights,
 )
+from zae_engine.trainer.batch import count_samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -526,8 +527,9 @@ def test_the_bare_list_of_samples_is_counted_and_cut(form):
     assert largest_difference(*results) <= 1e-6
 
 
-def test_a_packed_sequence_cannot_be_cut():
+def test_a_packed_sequence_counts_for_nothing_and_cannot_be_cut():
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
+    assert count_samples((packed, torch.zeros(2))) == 2  # not the 5 rows of the packed data
     with pytest.raises(TypeError, match="gradient_accumulation_steps cannot cut a PackedSequence"):
         make(gradient_accumulation_steps=2).run(1, [(packed, torch.zeros(2))])
 

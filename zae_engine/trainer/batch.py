@@ -67,17 +67,17 @@ def _like_dataclass(nest: Any, values: dict[str, Any]) -> Any:
 
 def leaves(nest: Any) -> Iterator[Any]:
     """Every leaf of `nest`, in order."""
-    if isinstance(nest, MutableMapping):
+    if not is_nest(nest):
+        yield nest
+    elif isinstance(nest, MutableMapping):
         for value in nest.values():
             yield from leaves(value)
     elif isinstance(nest, (tuple, list)):
         for value in nest:
             yield from leaves(value)
-    elif dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+    else:
         for field in dataclasses.fields(nest):
             yield from leaves(getattr(nest, field.name))
-    else:
-        yield nest
 
 
 def place(nest: Any, device: torch.device, non_blocking: bool = False) -> Any:

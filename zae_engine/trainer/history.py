@@ -111,9 +111,8 @@ class EpochLog(UserDict[str, list[Any]]):
         step : int
             The batch's number, for messages.
         """
-        self._added.append(
-            (dict(values), weight, step)
-        )  # sorted by key later, many at once: this is done at every step
+        # Sorted by key later, many at once, since this is done at every step.
+        self._added.append((dict(values), weight, step))
         if time.perf_counter() >= self._due:
             self._due = time.perf_counter() + 1
             self._sort()

@@ -40,7 +40,6 @@ def make_accelerator(
         When the device is not there, the precision cannot be had on it, or either contradicts the launch
         configuration or another trainer in this process.
     """
-    _refuse_several_processes()
     wanted = None if device is None else find_device(device)
     precision = resolve_precision(mixed_precision, wanted or default_device())
     _make_room(wanted, precision)
@@ -133,15 +132,6 @@ def resolve_accumulation(argument: int | None) -> int:
             " leave one of the two out"
         )
     return argument
-
-
-def _refuse_several_processes() -> None:
-    world = int(os.environ.get("WORLD_SIZE") or 1)
-    if world > 1:
-        raise RuntimeError(
-            f"a launcher started {world} processes (WORLD_SIZE={world}), but this version of zae-engine trains on one,"
-            f" and {world} separate trainings would each believe to be the only one; use --num_processes 1"
-        )
 
 
 def _make_room(device: torch.device | None, precision: str) -> None:

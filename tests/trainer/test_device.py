@@ -6,7 +6,10 @@ import sys
 
 import pytest
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 
+from tests.launch.processes import clean, finish, free_port, run, start
+from zae_engine.launch.environment import LaunchError
 from zae_engine.trainer.device import (
     available_devices,
     default_device,
@@ -60,7 +63,9 @@ def test_what_is_no_device_is_refused(device):
 
 
 def test_several_devices_are_refused_by_naming_the_add_on():
-    message = r"device=\['cuda:0', 'cuda:1'\] names 2 devices; .* needs MultiGPUAddon, .*such as device='cuda:0'"
+    message = (
+        r"device=\['cuda:0', 'cuda:1'\] names 2 devices; .*: write add_on\(MultiGPUAddon\)\. .*such as device='cuda:0'"
+    )
     with pytest.raises(ValueError, match=message):
         find_device(["cuda:0", torch.device("cuda:1")])
 
@@ -216,12 +221,51 @@ def test_a_second_trainer_that_names_no_precision_does_not_silently_take_the_fir
     assert first.mixed_precision == "bf16"
 
 
-def test_several_processes_are_refused(monkeypatch):
+def test_half_a_launch_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match=r"a launcher started 2 processes \(WORLD_SIZE=2\).* use --num_processes 1"):
+    with pytest.raises(LaunchError, match=r"a launcher started 2 processes \(WORLD_SIZE=2\), but without RANK"):
         make_accelerator("cpu")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert make_accelerator("cpu").num_processes == 1
+
+
+def test_kwargs_handlers_are_handed_on():
+    accelerator = make_accelerator("cpu", kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)])
+    assert accelerator.ddp_handler.static_graph
+
+
+TOGETHER = """
+import warnings
+from accelerate import Accelerator
+from zae_engine.trainer.device import make_accelerator
+first = make_accelerator("cpu")
+del first
+second = make_accelerator("cpu", "bf16")  # another precision, in the same process group
+print(second.mixed_precision, second.num_processes)
+"""
+
+
+def test_a_process_group_outlives_a_precision(tmp_path):
+    one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    code, out, err = run(sys.executable, "-c", TOGETHER, env=clean(**one), cwd=tmp_path)
+    assert (code, out.split()) == (0, ["bf16", "1"]), err
+
+
+EARLIER = """
+from accelerate import Accelerator
+from zae_engine.trainer.device import make_accelerator
+own = Accelerator()  # finds no accelerator, and is alone without a word
+print(own.num_processes)
+make_accelerator("cpu")
+"""
+
+
+def test_an_accelerator_that_is_alone_among_several_is_refused(tmp_path):
+    two = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "CUDA_VISIBLE_DEVICES": ""}
+    both = [clean(**two, RANK=rank, LOCAL_RANK=rank) for rank in range(2)]
+    for code, out, err in finish(*(start([sys.executable, "-c", EARLIER], env, tmp_path) for env in both)):
+        assert (code, out.split()) == (1, ["1"])
+        assert "2 processes were started, but Accelerate was set up for 1 earlier" in err
 
 
 FOREIGN = """

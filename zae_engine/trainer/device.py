@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 
+from ..launch import environment
+from ..launch.environment import World
 from .checks import check_number
 
 Device = str | torch.device
@@ -23,39 +27,66 @@ _living: weakref.WeakSet[Accelerator] = weakref.WeakSet()
 
 
 def make_accelerator(
-    device: Device | Sequence[Device] | None = None, mixed_precision: str | None = None
+    device: Device | Sequence[Device] | None = None,
+    mixed_precision: str | None = None,
+    kwargs_handlers: Sequence[Any] | None = None,
 ) -> Accelerator:
-    """Return a new Accelerator for one trainer.
+    """Return a new Accelerator for one trainer, on as many processes as the launcher started.
 
     Parameters
     ----------
     device : str, torch.device, sequence of one of these, or None
-        None lets Accelerate choose.
+        None lets Accelerate choose. Several processes get one of the kind each.
     mixed_precision : {'no', 'bf16', 'fp16', 'fp8'} or None
         None takes the launch configuration's, else 'no'.
+    kwargs_handlers : sequence of accelerate.utils.KwargsHandler, optional
+        Handed to the Accelerator.
 
     Raises
     ------
     ValueError
         When the device is not there, the precision cannot be had on it, or either contradicts the launch
         configuration or another trainer in this process.
+    LaunchError
+        When Accelerate would not train as many processes together as were started.
     """
     wanted = None if device is None else find_device(device)
+    on_cpu = (wanted or default_device()).type == "cpu"
+    world = _enter(wanted, on_cpu)
     precision = resolve_precision(mixed_precision, wanted or default_device())
     _make_room(wanted, precision)
     fresh = not AcceleratorState._shared_state
-    with _chosen(wanted):
+    with _chosen(wanted if world.size == 1 else None):
         accelerator = Accelerator(
-            cpu=wanted is not None and wanted.type == "cpu",
+            cpu=on_cpu and (wanted is not None or world.size > 1),
             mixed_precision=precision if fresh else None,
             # The plugin, since the environment beats the plain argument; micro-batches are weighted by the trainer.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=None if kwargs_handlers is None else list(kwargs_handlers),
         )
+    environment.check_agreement(world, accelerator.num_processes)
     if clash := _clash(accelerator.state, wanted, None):
         raise ValueError(f"{clash} contradicts what Accelerate chose earlier in this process; make the trainer first")
+    if accelerator.is_main_process:
+        for notice in environment.notices(os.environ, world, on_cpu, asked=wanted is not None):
+            warnings.warn(notice, stacklevel=3)
     _living.add(accelerator)
     return accelerator
+
+
+def _enter(wanted: torch.device | None, on_cpu: bool) -> World:
+    """Take the launcher's word, and refuse what cannot follow from it; nothing is started yet."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    world = environment.enter(os.environ, 0 if on_cpu else len(available_devices()) - 1, grouped)
+    kind, index = (None, None) if wanted is None else (wanted.type, wanted.index)
+    environment.check_choice(os.environ, world, kind, index)
+    state = PartialState._shared_state
+    environment.check_untouched(world, state.get("num_processes"))
+    if on_cpu and (threads := environment.threads(os.environ, world)):
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate takes as many as it likes, with a warning
+        torch.set_num_threads(threads)
+    return world
 
 
 def available_devices() -> list[str]:
@@ -71,8 +102,10 @@ def available_devices() -> list[str]:
 def default_device() -> torch.device:
     """What Accelerate would choose by itself."""
     devices = available_devices()
-    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    return torch.device("cpu" if use_cpu or len(devices) == 1 else devices[1])
+    several = environment.number(os.environ, "WORLD_SIZE", 1) > 1
+    if environment.flag(os.environ, "ACCELERATE_USE_CPU") or len(devices) == 1 or (several and devices[1] == "mps:0"):
+        return torch.device("cpu")
+    return torch.device(devices[1])
 
 
 def find_device(device: Device | Sequence[Device]) -> torch.device:
@@ -82,8 +115,8 @@ def find_device(device: Device | Sequence[Device]) -> torch.device:
             raise ValueError("device=[] names no device; give one, such as 'cpu', or None to let Accelerate choose")
         if len(device) != 1:
             raise ValueError(
-                f"device={list(map(str, device))} names {len(device)} devices; training on several needs MultiGPUAddon,"
-                " which this version does not have yet. Give one, such as device='cuda:0'"
+                f"device={list(map(str, device))} names {len(device)} devices; training on several needs"
+                " MultiGPUAddon: write add_on(MultiGPUAddon). Or give one, such as device='cuda:0'"
             )
         device = device[0]
     there = ", ".join(map(repr, available_devices()))
@@ -144,12 +177,13 @@ def _make_room(device: torch.device | None, precision: str) -> None:
     gc.collect()  # a trainer that only waits to be collected contradicts nobody
     # The user's own ones are known to the garbage collector only; it may not list ours (after gc.freeze()).
     in_use = bool(_living) or any(issubclass(type(o), Accelerator) for o in gc.get_objects())
-    if in_use or torch.distributed.is_initialized():
+    grouped = torch.distributed.is_initialized()  # the process group, and the device with it, stays to the end
+    if in_use or (grouped and _clash(AcceleratorState(), device, None)):
         raise ValueError(
             f"{clash} contradicts another trainer (or Accelerator) in this process: Accelerate keeps one device and one"
             " precision per process. Give both the same, or delete the other first (del trainer)"
         )
-    AcceleratorState._reset_state(reset_partial_state=True)
+    AcceleratorState._reset_state(reset_partial_state=not grouped)
     GradientState._reset_state()
 
 

@@ -20,12 +20,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import those to its right, and nothing may import add-ons.
 LAYERS = [
-    {"compose", "batch", "seeding", "schedule", "progress", "_version", "weights", "checkpoint"},
+    {"_version", "document", "schema", "machine", "slurm"},
+    {"keys", "rules", "cluster"},
+    {"check", "resolve", "doctor", "launch"},
+    {"compose", "batch", "seeding", "schedule", "progress", "weights", "checkpoint"},
     {"plan", "history", "evaluation", "plots"},
     {"checks", "banner"},
     {"device", "update", "records"},
     {"trainer"},
     {"_trainer", "core", "early_stopping", "mix_precision", "addons", "zae_engine"},
+    {"cli"},
 ]
 
 

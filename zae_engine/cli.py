@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from .launch.document import Document
     from .launch.machine import Machine
 
-_UsageError: type[Exception] = typer.BadParameter.__bases__[
-    0
-]  # of click under typer 0.15, of typer itself later
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click under typer 0.15, of typer itself later
 _SUFFIXES = (".yaml", ".yml", ".json")
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 # What `zae launch` puts right by itself needs no warning there.
@@ -32,12 +30,11 @@ _PUT_RIGHT = {"use_cpu", "num_processes", "mixed_precision"}
 app = typer.Typer(
     help="One Accelerate configuration for every machine: check it, fit it, start it.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=_SETTINGS,
 )
-config_app = typer.Typer(help="Check or fit a configuration.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(help="Check or fit a configuration.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
 
@@ -51,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     from .launch.document import ConfigError
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(_move_file(arguments), prog_name="zae", standalone_mode=False)
     except _UsageError as error:
@@ -86,8 +83,8 @@ def check(file: Annotated[Path, typer.Argument(help="An Accelerate configuration
     _print(found)
     errors = sum(f.level == "error" for f in found)
     if errors:
-        _fail(f"{file}: {errors} error{'s' * (errors > 1)}")
-    typer.echo(f"{file}: no errors" + (f", {len(found)} warnings" if found else ""))
+        _fail(f"{file}: {_count(errors, 'error')}")
+    typer.echo(f"{file}: no errors" + (f", {_count(len(found), 'warning')}" if found else ""))
 
 
 @config_app.command()
@@ -114,7 +111,10 @@ def resolve(
 
 @app.command(context_settings={"allow_interspersed_args": False} | _SETTINGS)
 def launch(
-    command: Annotated[list[str], typer.Argument(metavar="[FILE] SCRIPT [ARGS]...", help="The script, after a file.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND", help="[FILE] SCRIPT [ARGS], FILE being YAML."),
+    ],
     num_processes: Annotated[int | None, typer.Option("--num_processes", "--num-processes", min=1)] = None,
     num_machines: Annotated[int | None, typer.Option("--num_machines", "--num-machines", min=1)] = None,
     machine_rank: Annotated[int | None, typer.Option("--machine_rank", "--machine-rank", min=0)] = None,
@@ -167,7 +167,6 @@ def _start(file: Path | None, options: dict[str, Any], command: list[str], modul
     from .launch.cluster import refuse_nested
     from .launch.machine import this_machine
     from .launch.resolve import override, resolve_document, uses_cpu, write_config
-    from .launch.start import start
 
     refuse_nested()
     machine = this_machine()
@@ -179,6 +178,8 @@ def _start(file: Path | None, options: dict[str, Any], command: list[str], modul
         typer.echo(f"zae launch: {change}", err=True)
     if uses_cpu(resolved.config):
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    from .launch.start import start
+
     # Processes read it before the script runs; it goes when start() ends this one.
     with tempfile.TemporaryDirectory(prefix="zae-") as folder:
         path = Path(folder) / "config.yaml"
@@ -206,15 +207,17 @@ def _warn(document: Document, machine: Machine) -> None:
 
 
 def _check_script(command: Sequence[str], module: bool) -> None:
+    from .launch.document import ConfigError
+
     if not command:
-        raise typer.BadParameter("there is no script; write `zae launch [FILE] script.py`")
+        raise ConfigError("there is no script; write `zae launch [FILE] script.py`")
     script = Path(command[0])
     if module or script.is_file():
         return
     there = [p.name for p in script.parent.glob("*.py")] if script.parent.is_dir() else []
     meant = get_close_matches(script.name, there, n=1)
     hint = f"did you mean {str(script.parent / meant[0])!r}?" if meant else "give its path, or -m and a module's name"
-    raise typer.BadParameter(f"there is no script {command[0]!r}; {hint}")
+    raise ConfigError(f"there is no script {command[0]!r}; {hint}")
 
 
 def _move_file(arguments: list[str]) -> list[str]:
@@ -230,7 +233,13 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
     names += [c.name or (c.callback.__name__ if c.callback else "") for c in config_app.registered_commands]
     unknown = next((a for a in arguments if "No such command" in text and a not in names), None)
     meant = get_close_matches(unknown, names, n=1) if unknown else []
-    return f"{text} Did you mean {meant[0]!r}?" if meant else f"{text} See `zae --help`."
+    if meant and meant[0] not in text:  # older versions of typer name no near miss
+        text += f" Did you mean {meant[0]!r}?"
+    return f"{text} See `zae --help`."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _table(title: str, values: dict[str, str]) -> None:

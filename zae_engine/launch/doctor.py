@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -104,7 +105,9 @@ def try_reduce(machine: Machine, timeout: float = 60.0) -> Reduction:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         start_method="spawn",
+        max_restarts=0,
     )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its tracebacks are of itself
     start = time.perf_counter()
     try:
         sums = elastic_launch(config, reduce_ranks)(backend, timeout)

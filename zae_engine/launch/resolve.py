@@ -81,7 +81,10 @@ def resolve_document(
     document: Document, machine: Machine, environ: Mapping[str, str] = os.environ, name: str = "the configuration"
 ) -> Resolved:
     """Fit what was read to a machine; see `resolve_config`."""
-    errors = [f for f in check_document(document, machine) if f.level == "error"]
+    cluster = read_cluster(environ)
+    found = [f for f in check_document(document, machine) if f.level == "error"]
+    told = ("main_process_ip", "main_process_port") if cluster and cluster.address else ()
+    errors = [f for f in found if f.key not in told or document.values.get(f.key) is not None]
     if errors:
         raise ConfigError(f"{name} has errors", errors)
     resolved = Resolved(copy.deepcopy(document.values))
@@ -89,7 +92,7 @@ def resolve_document(
         resolved.config.setdefault("mixed_precision", "fp16")
     if document.values.get("compute_environment") == "AMAZON_SAGEMAKER":
         return resolved
-    if cluster := read_cluster(environ):
+    if cluster:
         _fit_cluster(resolved, cluster)
     if resolved.config["distributed_type"] != "XLA" and not resolved.config.get("mpirun_config"):
         _fit_devices(resolved, machine)
@@ -144,7 +147,9 @@ def write_config(config: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _show(value: Any) -> str:
-    return str(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+    if isinstance(value, dict):
+        return f"its {len(value)} keys"
+    return value if isinstance(value, str) else yaml.safe_dump(value).split("\n")[0]
 
 
 def _fit_cluster(resolved: Resolved, cluster: Cluster) -> None:
@@ -156,15 +161,28 @@ def _fit_cluster(resolved: Resolved, cluster: Cluster) -> None:
     if cluster.machines > 1:
         if config["distributed_type"] == "NO":
             resolved.set("distributed_type", "MULTI_GPU", "several machines")
-        if cluster.address:
-            resolved.set("main_process_ip", cluster.address, why)
-        if cluster.port and (cluster.source != "SLURM" or config.get("main_process_port") is None):
-            resolved.set("main_process_port", cluster.port, why)
+        _fit_address(resolved, cluster, why)
+
+
+def _fit_address(resolved: Resolved, cluster: Cluster, why: str) -> None:
+    config = resolved.config
+    if cluster.address:
+        resolved.set("main_process_ip", cluster.address, why)
+    elif not config.get("main_process_ip"):
+        raise ConfigError(
+            f"{cluster.source} says that there are {cluster.machines} machines, but not where the first one is;"
+            " write main_process_ip in the file, or give --main_process_ip"
+        )
+    if cluster.port and cluster.source != "SLURM":
+        resolved.set("main_process_port", cluster.port, why)
+    elif not config.get("main_process_port"):  # 0, any free one, is for one machine only
+        resolved.set("main_process_port", cluster.port or 29500, "one port for all machines")
 
 
 def _fit_port(resolved: Resolved) -> None:
     config = resolved.config
-    alone = config.get("num_machines", 1) == 1 and starts_many(config["distributed_type"])
+    kind = config["distributed_type"]
+    alone = config.get("num_machines", 1) == 1 and starts_many(kind) and kind != "XLA"
     if alone and config.get("main_process_port") is None:
         resolved.set("main_process_port", 0, "any free port, so that two trainings do not meet")
 

@@ -1,0 +1,106 @@
+"""The configurations that the repository ships: checked, given to stock Accelerate, and run where a CPU can."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
+
+from zae_engine.launch import check_config, resolve_config
+from zae_engine.launch.machine import Machine
+
+FOLDER = Path(__file__).parents[2] / "accelerate_configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+GPUS = Machine("cuda", tuple("01234567"), 64, ("no", "fp16", "bf16"))
+
+REPORT = "import os; print(*(os.environ.get(k, '-') for k in ('RANK', 'WORLD_SIZE', 'ACCELERATE_USE_CPU')), flush=True)"
+STATE = """
+from accelerate import Accelerator
+a = Accelerator()
+print(a.process_index, a.num_processes, a.device.type, a.mixed_precision, flush=True)
+a.end_training()
+"""
+
+
+def launch(script, *options, **variables):
+    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, options), str(script)]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, cwd=script.parent)
+    assert done.returncode == 0, done.stderr
+    return sorted(done.stdout.splitlines())
+
+
+def test_all_are_here():
+    assert {f.stem for f in FILES} == {
+        "cpu", "cpu_2", "bf16_cpu", "one_gpu", "multi_gpu", "bf16_multi_gpu", "multi_node", "fsdp2",
+        "deepspeed_zero2", "deepspeed_zero3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_check_finds_nothing(path):
+    found = check_config(path, GPUS)
+    assert [f.key for f in found] == (["use_cpu"] if path.stem == "cpu_2" else [])  # which says what to know about it
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_key_has_a_comment(path):
+    assert all(" # " in line for line in path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_stock_accelerate_takes_it(path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = load_config_from_file(str(path))
+    args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    args, _, _ = _validate_launch_command(args)
+    args.deepspeed_fields_from_accelerate_config = ""  # as launch_command() sets it
+    if args.use_deepspeed:
+        _, environ = prepare_deepspeed_cmd_env(args)
+    elif args.multi_gpu or args.use_fsdp:
+        environ = prepare_multi_gpu_env(args)
+    else:
+        _, environ = prepare_simple_launcher_cmd_env(args)
+    assert environ["ACCELERATE_MIXED_PRECISION"] == config.mixed_precision
+    assert args.num_processes == config.num_processes
+    assert (environ.get("ACCELERATE_USE_FSDP"), environ.get("FSDP_VERSION", "2")) == (
+        "true" if path.stem == "fsdp2" else None, "2"
+    )  # fmt: skip
+    assert environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "") == path.stem.partition("deepspeed_zero")[2]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_each_fits_a_machine_without_accelerators(path):
+    config = resolve_config(path, Machine(cores=2), {}).config
+    assert config["use_cpu"] is True
+    assert config["distributed_type"] == ("NO" if config["num_processes"] == 1 else "MULTI_GPU")
+
+
+@pytest.mark.parametrize(("name", "processes"), [("cpu_2", 1), ("cpu_2", 2), ("cpu_2", 3)])
+def test_stock_accelerate_starts_as_many_as_asked(tmp_path, name, processes):
+    script = tmp_path / "script.py"
+    script.write_text(REPORT, encoding="utf-8")
+    lines = launch(script, "--config_file", FOLDER / f"{name}.yaml", "--num_processes", processes)
+    assert lines == [f"{rank} {processes} -" for rank in range(processes)]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("cpu", "no"), ("bf16_cpu", "bf16")])
+def test_stock_accelerate_starts_one(tmp_path, name, precision):
+    script = tmp_path / "script.py"
+    script.write_text(STATE, encoding="utf-8")
+    assert launch(script, "--config_file", FOLDER / f"{name}.yaml") == [f"0 1 cpu {precision}"]
+
+
+def test_two_processes_are_one_accelerator_when_told_to_use_the_cpu(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(STATE, encoding="utf-8")
+    lines = launch(script, "--config_file", FOLDER / "cpu_2.yaml", ACCELERATE_USE_CPU="true")
+    assert lines == ["0 2 cpu no", "1 2 cpu no"]

@@ -1,0 +1,162 @@
+"""The command line: what is printed where, the codes that it exits with, and real launches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zae_engine._version import __version__
+from zae_engine.cli import main
+
+FOLDER = Path(__file__).parents[1] / "accelerate_configs"
+GOOD = "distributed_type: 'NO'\nuse_cpu: true\n"
+SCRIPT = """
+import os, sys
+print(os.environ["ACCELERATE_USE_CPU"].lower(), os.environ.get("RANK", "-"), os.environ.get("WORLD_SIZE", "-"),
+      os.environ["ACCELERATE_MIXED_PRECISION"], *sys.argv[1:], flush=True)
+"""
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+def zae(folder, *arguments, **variables):
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")} | variables
+    command = [sys.executable, "-m", "zae_engine.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, cwd=folder)
+
+
+def one_line(err):
+    assert err.startswith("zae: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_version_and_help(run):
+    assert run("--version") == (0, f"zae-engine {__version__}\n", "")
+    code, out, _ = run()
+    assert code == 0
+    assert all(name in out for name in ("launch", "config", "doctor"))
+    assert "\x1b" not in out + run("launch", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lunch"], "did you mean 'launch'"),
+        (["config", "chek", "a.yaml"], "did you mean 'check'"),
+        (["config"], "missing command"),
+        (["--verson"], "--version"),
+        (["launch", "--num_proceses", "2", "x.py"], "--num_processes"),
+        (["launch", "--num_processes", "two", "x.py"], "integer"),
+        (["launch"], "missing argument"),
+        (["config", "check"], "missing argument"),
+        (["config", "check", "god.yaml"], "did you mean 'good.yaml'"),
+        (["config", "resolve", "god.yaml"], "did you mean 'good.yaml'"),
+        (["launch", "god.yaml", "script.py"], "did you mean 'good.yaml'"),
+        (["launch", "good.yaml", "scrpt.py"], "did you mean 'script.py'"),
+        (["launch", "nothing/x.py"], "give its path"),
+        (["launch", "good.yaml"], "missing argument"),
+        (["launch", "--cpu", "good.yaml"], "there is no script"),
+    ],
+)
+def test_what_is_unknown_gets_one_line(run, tmp_path, arguments, words):
+    (tmp_path / "good.yaml").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "script.py").touch()
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert words in one_line(err).lower()
+
+
+def test_check_prints_findings_and_counts_them(run, tmp_path):
+    (tmp_path / "bad.yaml").write_text("distributed_type: NO\nnum_procs: 2\n", encoding="utf-8")
+    code, out, err = run("config", "check", "bad.yaml")
+    assert code == 2
+    assert [line.split(":")[0] for line in out.splitlines()] == ["line 1", "line 2"]
+    assert one_line(err) == "zae: bad.yaml: 2 errors\n"
+
+
+def test_check_of_a_sound_file(run):
+    file = str(FOLDER / "cpu.yaml")
+    assert run("config", "check", file) == (0, f"{file}: no errors\n", "")
+    code, out, _ = run("config", "check", str(FOLDER / "cpu_2.yaml"))
+    assert code == 0
+    assert out.endswith("no errors, 1 warning\n")
+
+
+def test_resolve_prints_yaml_or_writes_it(run, tmp_path):
+    (tmp_path / "one.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 1\n", encoding="utf-8")
+    code, printed, _ = run("config", "resolve", "one.yaml")
+    assert code == 0
+    assert yaml.safe_load(printed) == {
+        "distributed_type": "NO",
+        "num_processes": 1,
+        "use_cpu": True,
+    }  # notes are comments
+    code, out, _ = run("config", "resolve", "one.yaml", "-o", "out.yaml")
+    assert out.endswith("# written to out.yaml\n")
+    assert yaml.safe_load((tmp_path / "out.yaml").read_text(encoding="utf-8")) == yaml.safe_load(printed)
+
+
+def test_errors_end_a_launch_before_it_starts(run, tmp_path):
+    (tmp_path / "bad.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 0\n", encoding="utf-8")
+    (tmp_path / "script.py").write_text("raise SystemExit('started')", encoding="utf-8")
+    code, out, err = run("launch", "bad.yaml", "script.py")
+    assert code == 2
+    assert out.startswith("line 2: error: num_processes: 0 processes")
+    assert one_line(err) == "zae: bad.yaml has errors\n"
+
+
+def test_a_launch_within_a_launch_is_refused(run, tmp_path, monkeypatch):
+    (tmp_path / "script.py").touch()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    code, _, err = run("launch", "script.py")
+    assert code == 2
+    assert "started by a launcher already" in one_line(err)
+
+
+def test_a_gpu_file_becomes_cpu_processes_here(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    file = FOLDER / "multi_gpu.yaml"
+    done = zae(tmp_path, "launch", file, "--num_processes", 3, "script.py", "--lr", "1", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    processes = min(3, max(2, len(os.sched_getaffinity(0))))  # no more than there are cores
+    assert sorted(done.stdout.splitlines()) == [f"true {rank} {processes} no --lr 1" for rank in range(processes)]
+    assert "use_cpu: false -> true (there is no accelerator here)" in done.stderr
+
+
+def test_a_launch_without_a_file_takes_this_machine_or_the_default(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    done = zae(tmp_path, "launch", "-m", "script", "a b", CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout) == (0, "true - - no a b\n"), done.stderr
+    folder = tmp_path / "hf" / "accelerate"
+    folder.mkdir(parents=True)
+    (folder / "default_config.yaml").write_text(GOOD + "mixed_precision: bf16\n", encoding="utf-8")
+    done = zae(tmp_path, "launch", "script.py")
+    assert (done.returncode, done.stdout) == (0, "true - - bf16\n"), done.stderr
+
+
+def test_the_script_s_code_is_the_launch_s(tmp_path):
+    (tmp_path / "script.py").write_text("raise SystemExit(7)", encoding="utf-8")
+    assert zae(tmp_path, "launch", "--cpu", "script.py").returncode == 7
+
+
+def test_doctor_shows_what_there_is(tmp_path):
+    done = zae(tmp_path, "doctor", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    for words in ("devices: no accelerator", "torch 2.", "configuration: none", "OMP_NUM_THREADS 1", "(gloo): works"):
+        assert words in done.stdout

@@ -136,7 +136,7 @@ def test_a_gpu_file_becomes_cpu_processes_here(tmp_path):
     assert done.returncode == 0, done.stderr
     processes = min(3, max(2, len(os.sched_getaffinity(0))))  # no more than there are cores
     assert sorted(done.stdout.splitlines()) == [f"true {rank} {processes} no --lr 1" for rank in range(processes)]
-    assert "use_cpu: false -> true (there is no accelerator here)" in done.stderr
+    assert "use_cpu: false -> true (no accelerator to use here)" in done.stderr
 
 
 def test_a_launch_without_a_file_takes_this_machine_or_the_default(tmp_path):
@@ -148,6 +148,15 @@ def test_a_launch_without_a_file_takes_this_machine_or_the_default(tmp_path):
     (folder / "default_config.yaml").write_text(GOOD + "mixed_precision: bf16\n", encoding="utf-8")
     done = zae(tmp_path, "launch", "script.py")
     assert (done.returncode, done.stdout) == (0, "true - - bf16\n"), done.stderr
+
+
+def test_a_sharded_file_runs_on_the_cpu_when_told_so(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    done = zae(tmp_path, "launch", "--cpu", "--mixed_precision", "fp16", FOLDER / "fsdp2.yaml", "script.py")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["true 0 2 no", "true 1 2 no"]
+    assert "distributed_type: FSDP -> MULTI_GPU" in done.stderr
+    assert "PRECISION mixed_precision: fp16 -> no (fp32)" in done.stderr
 
 
 def test_the_script_s_code_is_the_launch_s(tmp_path):

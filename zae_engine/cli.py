@@ -138,12 +138,11 @@ def launch(
         "main_process_port": main_process_port,
         "mixed_precision": mixed_precision,
         "gpu_ids": gpu_ids,
-        "use_cpu": cpu or None,
     }
     if config_file is None and command[0].endswith(_SUFFIXES):
         config_file, command = Path(command[0]), command[1:]
     _check_script(command, module)
-    _start(config_file, options, command, module)
+    _start(config_file, options, command, module, cpu)
 
 
 @app.command()
@@ -163,13 +162,15 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _start(file: Path | None, options: dict[str, Any], command: list[str], module: bool) -> None:
+def _start(file: Path | None, options: dict[str, Any], command: list[str], module: bool, cpu: bool) -> None:
     from .launch.cluster import refuse_nested
     from .launch.machine import this_machine
     from .launch.resolve import override, resolve_document, uses_cpu, write_config
 
     refuse_nested()
     machine = this_machine()
+    if cpu:  # rather than use_cpu, which contradicts files with FSDP or fp16
+        machine = machine.without_accelerators()
     document, name = _read(file, machine)
     override(document, options)
     _warn(document, machine)

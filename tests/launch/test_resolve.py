@@ -6,9 +6,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from zae_engine.launch import resolve_config, write_config
 from zae_engine.launch.cluster import read_cluster, refuse_nested
-from zae_engine.launch.document import ConfigError
+from zae_engine.launch.document import ConfigError, Document
 from zae_engine.launch.machine import Machine, list_precisions, name_visible, this_machine
-from zae_engine.launch.resolve import machine_config
+from zae_engine.launch.resolve import machine_config, override
 
 BARE = Machine(cores=4)
 EIGHT = Machine("cuda", tuple("01234567"), 64, ("no", "fp16", "bf16"))
@@ -104,9 +104,9 @@ def test_sharding_is_left_out_without_accelerators(fit):
 
 def test_what_would_train_something_else_is_refused(fit):
     zero = FOUR | {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3, "gradient_clipping": 1.0}}
-    with pytest.raises(ConfigError, match="no DEEPSPEED and its gradient_clipping"):
+    with pytest.raises(ConfigError, match="without one no DEEPSPEED and its gradient_clipping"):
         fit(zero, BARE)
-    with pytest.raises(ConfigError, match="no MEGATRON_LM"):
+    with pytest.raises(ConfigError, match="without one no MEGATRON_LM"):
         fit(FOUR | {"distributed_type": "MEGATRON_LM"}, BARE)
     assert fit(zero, EIGHT)[1] == []
 
@@ -204,6 +204,14 @@ def test_a_machine_has_a_configuration_by_itself():
     assert machine_config(BARE)["distributed_type"] == "NO"
     assert machine_config(EIGHT)["num_processes"] == 8
     assert machine_config(Machine("xpu", ("0", "1"), 8))["distributed_type"] == "MULTI_XPU"
+
+
+def test_the_command_line_goes_before_the_file():
+    document = Document({"distributed_type": "NO", "num_processes": 1, "mixed_precision": "fp16"})
+    override(document, {"num_processes": 3, "mixed_precision": None, "gpu_ids": "0,1,2"})
+    assert document.values == {
+        "distributed_type": "MULTI_GPU", "num_processes": 3, "mixed_precision": "fp16", "gpu_ids": "0,1,2"
+    }  # fmt: skip
 
 
 def test_devices_are_named_as_the_variable_does():

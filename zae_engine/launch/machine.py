@@ -44,6 +44,10 @@ class Machine:
         """The ``distributed_type`` of several processes on such devices."""
         return _KINDS.get(self.kind, "MULTI_GPU")
 
+    def without_accelerators(self) -> Machine:
+        """Return this machine as one that has a CPU only."""
+        return Machine(cores=self.cores)
+
     def describe(self) -> str:
         """Say in a few words what there is."""
         if not self.visible:

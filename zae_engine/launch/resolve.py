@@ -202,7 +202,7 @@ def _fit_cpu(resolved: Resolved, machine: Machine) -> None:
     config = resolved.config
     kind = config["distributed_type"]
     asked = config.get("use_cpu") is True or kind == "MULTI_CPU"
-    why = "asked for" if asked else "there is no accelerator here"
+    why = "asked for" if asked else "no accelerator to use here"
     if kind in SHARDED:
         _unshard(resolved, kind)
     elif kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
@@ -223,7 +223,7 @@ def _unshard(resolved: Resolved, kind: str) -> None:
     if kind == "MEGATRON_LM" or lost:
         what = f" and its {' and '.join(lost)}" if lost else ""
         raise ConfigError(
-            f"there is no accelerator here, and without one there is no {kind}{what}: something else would be trained;"
+            f"there is no accelerator to use here, and without one no {kind}{what}: something else would be trained;"
             " run it where there is one, or write the clipping into the trainer (gradient_clip=) and take it out here"
         )
     why = f"there is no {kind} without an accelerator; each CPU process has the whole model, and the result is the same"

@@ -13,7 +13,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from zae_engine.trainer.plan import BatchPlan, Window, in_dataset_order, named
+from zae_engine.trainer.plan import BatchPlan, Micro, named
+from zae_engine.trainer.sampling import Layout, in_dataset_order
 
 
 class Stream(IterableDataset):
@@ -88,12 +89,12 @@ def test_a_plan_over_a_list_starts_anew_each_time():
     ],
 )
 def test_the_layout_is_described(size, parts, words):
-    assert BatchPlan(DataLoader(range(300), batch_size=size), parts).describe() == words
+    assert BatchPlan(DataLoader(range(300), batch_size=size), Layout(micro_batches=parts)).describe() == words
 
 
 def test_the_layout_of_a_loader_without_a_size_is_described():
-    assert BatchPlan([1], 1).describe() == "batches as the loader gives them, in 1 micro-batch"
-    assert BatchPlan([1], 2).describe() == "batches as the loader gives them, in 2 micro-batches"
+    assert BatchPlan([1]).describe() == "batches as the loader gives them, in 1 micro-batch"
+    assert BatchPlan([1], Layout(micro_batches=2)).describe() == "batches as the loader gives them, in 2 micro-batches"
 
 
 def test_loaders_are_named():
@@ -105,18 +106,22 @@ def test_loaders_are_named():
 # ---------------------------------------------------------------------- Window
 
 
+def window_of(batch, parts=1):
+    return BatchPlan(None, Layout(micro_batches=parts)).window(batch)
+
+
 def shares(samples, parts, items):
-    window = Window(torch.zeros(samples), parts)
-    found = [window.share(n, size) for n, (_, size) in zip(items, window.micros, strict=True)]
+    window = window_of(torch.zeros(samples), parts)
+    found = [window.share(n, micro) for n, micro in zip(items, window.micros, strict=True)]
     return found, window.correction()
 
 
 def test_a_window_that_is_not_cut_needs_no_arithmetic():
     batch = {"x": torch.ones(4)}
-    window = Window(batch)
-    assert window.micros == [(batch, 4)]
-    assert window.micros[0][0] is batch
-    assert window.share(4, 4) is None
+    window = window_of(batch)
+    assert window.micros == [Micro(batch, 4, 0)]
+    assert window.micros[0].batch is batch
+    assert window.share(None, window.micros[0]) is None
     assert window.correction() is None
     assert window.items == [4]
 
@@ -159,7 +164,7 @@ def test_gradients_are_those_of_the_exact_weighted_mean(as_tensors):
         x, items = torch.randn(samples, 3, dtype=torch.float64), torch.randint(0, 9, (samples,))
         items[-1] += 1
         weight = nn.Parameter(torch.randn(3, dtype=torch.float64))
-        window = Window({"x": x, "items": items}, parts)
+        window = window_of({"x": x, "items": items}, parts)
         backward_in_parts(weight, window, as_tensors)
         exact = (items[:, None] * 2 * (x @ weight)[:, None] * x).sum(0) / items.sum()
         precise = 1e-6 if as_tensors else 1e-12  # shares of integer tensors are float32
@@ -168,10 +173,11 @@ def test_gradients_are_those_of_the_exact_weighted_mean(as_tensors):
 
 def backward_in_parts(weight, window, as_tensors):
     """Each micro-batch's loss is the mean over its items, 0 where it has none."""
-    for micro, size in window.micros:
-        total = micro["items"].sum()
-        loss = (micro["items"] * (micro["x"] @ weight) ** 2).sum() / total.clamp(min=1)
-        share = window.share(total if as_tensors else total.item(), size)
+    for micro in window.micros:
+        x, items = micro.batch["x"], micro.batch["items"]
+        total = items.sum()
+        loss = (items * (x @ weight) ** 2).sum() / total.clamp(min=1)
+        share = window.share(total if as_tensors else total.item(), micro)
         (loss if share is None else loss * share).backward()
     factor = window.correction()
     if factor is not None:

@@ -100,8 +100,8 @@ def test_the_deadline_ends_the_run():
     limited = budget(timedelta(seconds=0.05), "1h", 100)
     far = budget("1h")
     time.sleep(0.06)
-    assert limited.spent(1) == "0.05 s are over"
-    assert far.spent(1) is None
+    assert limited.late() == "0.05 s are over"
+    assert far.late() is None
 
 
 def test_the_title_tells_the_last_epoch_if_there_is_one():
@@ -131,12 +131,12 @@ def test_an_interval_in_steps_is_due_within_the_epoch():
 
 def test_an_interval_in_seconds_is_due_once_each_time():
     every = Interval(Duration(0.05, "s"))
-    assert not every.at_step(1)
+    assert not every.late()
     time.sleep(0.06)
-    assert every.at_step(2)
+    assert every.late()
     every.restart()  # when what was due is done
-    assert not every.at_step(3)
-    assert not Interval(Duration(3600, "s")).at_step(1)
+    assert not every.late()
+    assert not Interval(Duration(3600, "s")).late()
 
 
 def test_an_interval_in_epochs_is_due_at_their_end_and_at_the_last():

@@ -530,7 +530,7 @@ def test_the_bare_list_of_samples_is_counted_and_cut(form):
 def test_a_packed_sequence_counts_for_nothing_and_cannot_be_cut():
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
     assert count_samples((packed, torch.zeros(2))) == 2  # not the 5 rows of the packed data
-    with pytest.raises(TypeError, match="gradient_accumulation_steps cannot cut a PackedSequence"):
+    with pytest.raises(TypeError, match="gradient_accumulation_steps=2 cannot cut a PackedSequence"):
         make(gradient_accumulation_steps=2).run(1, [(packed, torch.zeros(2))])
 
 

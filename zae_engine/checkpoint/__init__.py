@@ -1,5 +1,5 @@
-"""Weights to and from files. Knows no trainer."""
+"""Checkpoints: weights to and from files. Knows no trainer."""
 
-from .weights import WeightsError, load_weights, read_weights, save_weights
+from .weights import WeightsError, load_weights, read_weights, save_weights, whole_state
 
-__all__ = ["WeightsError", "load_weights", "read_weights", "save_weights"]
+__all__ = ["WeightsError", "load_weights", "read_weights", "save_weights", "whole_state"]

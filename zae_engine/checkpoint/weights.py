@@ -7,9 +7,10 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -28,7 +29,12 @@ def plain(model: nn.Module) -> nn.Module:
     return inner
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def whole_state(model: nn.Module) -> dict[str, Any]:
+    """The model's state, of sharded parameters (DTensors) the whole ones, which all processes have to ask for."""
+    return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in plain(model).state_dict().items()}
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str], state: dict[str, Any] | None = None) -> None:
     """Write the weights of `model`, whole or not at all.
 
     Parameters
@@ -38,18 +44,22 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path : path-like
         ``.safetensors`` or ``.safetensor``: loads with ``safetensors.torch.load_model`` (tied weights are in it once).
         Any other ending: loads with ``model.load_state_dict(torch.load(path, weights_only=True))``.
+    state : dict, optional
+        The `whole_state` of a sharded model.
     """
     path, model = Path(path), plain(model)
-    odd = [k for k, v in model.state_dict().items() if not isinstance(v, Tensor)]
+    odd = [k for k, v in (state or model.state_dict()).items() if not isinstance(v, Tensor)]
     if odd and path.suffix in SAFETENSORS:
         raise WeightsError(f"safetensors holds tensors only, and {_first(odd)} is none; save to a '.ckpt' file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if path.suffix in SAFETENSORS:
+        if path.suffix in SAFETENSORS and state is not None:
+            save_file({k: v.contiguous() for k, v in state.items()}, partial)
+        elif path.suffix in SAFETENSORS:
             save_model(model, str(partial))
         else:
-            torch.save(model.state_dict(), partial)
+            torch.save(model.state_dict() if state is None else state, partial)
         os.chmod(partial, 0o666 & ~_umask())  # safetensors would let only its owner read it
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
@@ -128,7 +138,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
         raise WeightsError(
             f"{source} has no key in common with this {type(model).__name__}; it has {_first(list(weights))}"
         )
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict({k: _as_sharded(own[k], v) if k in own else v for k, v in weights.items()}, strict=False)
+
+
+def _as_sharded(own: Any, whole: Any) -> Any:
+    """A whole tensor as the part of it that this process holds, where the model is sharded."""
+    if not hasattr(own, "device_mesh") or hasattr(whole, "device_mesh"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor  # takes a second to import
+
+    return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements)
 
 
 def _umask() -> int:

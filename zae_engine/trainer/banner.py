@@ -26,7 +26,7 @@ def banner(trainer: Any) -> str:
     size = f"{total:,} parameters" + (" and lazy ones" if len(known) < len(parameters) else "")
     size += f" ({trained:,} trained)" if trained != total else ""
     precision = trainer.accelerator.mixed_precision
-    plan = BatchPlan(trainer.loader, trainer.gradient_accumulation_steps if trainer.mode == "train" else 1)
+    plan: BatchPlan = trainer._plan(trainer.loader)
     length = f" · {plan.batches:,} batches an epoch" if plan.batches is not None else ""
     seed = f"seed {trainer.seed}" + ("" if trainer.seed_was_given else " (drawn)")
     return (

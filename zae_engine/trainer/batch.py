@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections import UserDict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -144,7 +145,12 @@ def sample_lists(nest: Any) -> int | None:
     return lengths.pop() if objects or len(first_dimensions) > 1 else None
 
 
-def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
+def even_edges(total: int, parts: int) -> list[int]:
+    """Where to cut `total` samples into `parts` pieces of nearly equal size, the larger ones first."""
+    return [-(-total * i // parts) for i in range(parts + 1)]  # larger ones first, as memory is asked for
+
+
+def cut(nest: Any, parts: int, why: str = "") -> list[tuple[Any, int]]:
     """Cut a batch along its samples into at most `parts` pieces of nearly equal size.
 
     Parameters
@@ -153,6 +159,8 @@ def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
         Tensors of the batch's length (dimension 0) and lists of that length are cut; anything else goes to every piece.
     parts : int
         How many pieces; a batch with fewer samples gives fewer.
+    why : str
+        Who wants it cut, for the message.
 
     Returns
     -------
@@ -163,43 +171,64 @@ def cut(nest: Any, parts: int) -> list[tuple[Any, int]]:
     TypeError
         When the batch holds nothing that can be cut, or is no nest.
     """
+    edges = even_edges(count_samples(nest), parts)
+    spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
+    return slices(nest, spans or [(0, 0)], why or f"gradient_accumulation_steps={parts}")
+
+
+def slices(nest: Any, spans: Sequence[tuple[int, int]], why: str) -> list[tuple[Any, int]]:
+    """Cut the samples from ``start`` to ``stop`` out of a batch, for each of `spans`; see `cut`."""
     total = count_samples(nest)
     if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves(nest)):
         raise TypeError(
-            f"gradient_accumulation_steps={parts} needs batches that can be cut along their first dimension; this"
-            f" batch, a {type(nest).__name__}, has no such tensor. Let the loader yield tensors, or leave it out"
+            f"{why} needs batches that can be cut along their first dimension; this batch, a"
+            f" {type(nest).__name__}, has no such tensor. Let the loader yield tensors, or leave it out"
         )
-    edges = [-(-total * i // parts) for i in range(parts + 1)]  # the larger pieces first, as memory is asked for
     whole_list = raw_samples(nest)
-    cut_child = partial(_piece, total=total, lists=whole_list or sample_lists(nest) is not None)
+    cut_child = partial(_piece, total=total, lists=whole_list or sample_lists(nest) is not None, why=why)
     pieces = []
-    for start, stop in itertools.pairwise(edges):
-        if start < stop or not total:
-            # Any other batch is never taken for a list of samples, whatever its length.
-            whole = partial(cut_child, start=start, stop=stop)
-            pieces.append((_rebuild(nest, whole) if is_nest(nest) and not whole_list else whole(nest), stop - start))
+    for start, stop in spans:
+        # Any other batch is never taken for a list of samples, whatever its length.
+        whole = partial(cut_child, start=start, stop=stop)
+        pieces.append((_rebuild(nest, whole) if is_nest(nest) and not whole_list else whole(nest), stop - start))
     if any(count_samples(piece) != size for piece, size in pieces):
         raise TypeError(
-            f"gradient_accumulation_steps={parts} cannot cut this batch, a {type(nest).__name__}: its parts do not"
-            " share their first dimension. Let the loader yield tensors (or lists) of one length, or leave it out"
+            f"{why} cannot cut this batch, a {type(nest).__name__}: its parts do not share their first"
+            " dimension. Let the loader yield tensors (or lists) of one length, or leave it out"
         )
-    return pieces if total else pieces[:1]
+    return pieces
 
 
-def _piece(nest: Any, *, start: int, stop: int, total: int, lists: bool) -> Any:
+def _piece(nest: Any, *, start: int, stop: int, total: int, lists: bool, why: str) -> Any:
     if isinstance(nest, Tensor):
         return nest[start:stop] if nest.ndim and nest.shape[0] == total else nest
     if not is_nest(nest):
         if callable(getattr(nest, "to", None)):
             raise TypeError(
-                f"gradient_accumulation_steps cannot cut a {type(nest).__name__}, which may hold something of every"
-                " sample; let the loader yield tensors (or lists) of one length, or leave it out"
+                f"{why} cannot cut a {type(nest).__name__}, which may hold something of every sample; let the loader"
+                " yield tensors (or lists) of one length, or leave it out"
             )
         return nest
     of_samples = isinstance(nest, (list, tuple)) and len(nest) == total
     if of_samples and (lists or (isinstance(nest, list) and not any(isinstance(v, Tensor) for v in nest))):
         return nest[start:stop]  # one entry a sample
-    return _rebuild(nest, partial(_piece, start=start, stop=stop, total=total, lists=lists))
+    return _rebuild(nest, partial(_piece, start=start, stop=stop, total=total, lists=lists, why=why))
+
+
+def fingerprint(nest: Any) -> str:
+    """A hash of a batch's content; of objects other than tensors, arrays, numbers and strings only the type counts."""
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in leaves(nest):
+        if isinstance(leaf, (Tensor, np.ndarray)):
+            array = (
+                leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                if isinstance(leaf, Tensor)
+                else leaf
+            )
+            digest.update(str(leaf.shape).encode() + np.ascontiguousarray(array).tobytes())
+        else:
+            digest.update(repr(leaf if isinstance(leaf, (Real, str, bytes)) else type(leaf)).encode())
+    return digest.hexdigest()
 
 
 def is_scalar(value: Any) -> bool:
@@ -244,7 +273,8 @@ def merge(results: list[dict[str, Any]], weights: list[Any]) -> dict[str, Any]:
     """
     if len(results) == 1:
         return results[0]
-    return {key: _merge_key(key, [r[key] for r in results if key in r], weights) for key in results[-1]}
+    keys = dict.fromkeys(key for result in results for key in result)
+    return {key: _merge_key(key, [r[key] for r in results if key in r], weights) for key in keys}
 
 
 def _merge_key(key: str, values: list[Any], weights: list[Any]) -> Any:
@@ -256,8 +286,29 @@ def _merge_key(key: str, values: list[Any], weights: list[Any]) -> Any:
         total = sum(weights)
         weighted = sum(v * w for v, w in zip(values, weights, strict=True))
         return weighted / total if isinstance(total, Tensor) or total else math.nan  # a mean over nothing
-    if all(isinstance(v, Tensor) and v.ndim for v in values):
-        return torch.cat(values)
-    if all(isinstance(v, list) for v in values):
-        return [item for value in values for item in value]
-    return values[-1]
+    return join(values)
+
+
+def join(parts: list[Any]) -> Any:
+    """Put the parts of one batch's output together again: tensors and lists along their first dimension.
+
+    Of what cannot be joined, such as strings, the last value stays.
+
+    Raises
+    ------
+    RuntimeError
+        When tensors differ in more than their first dimension.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if all(isinstance(v, Tensor) and v.ndim for v in parts):
+        return torch.cat(parts)
+    if all(type(v) is list for v in parts):
+        return [item for value in parts for item in value]
+    if isinstance(first, MutableMapping):
+        return _like_mapping(first, {key: join([part[key] for part in parts]) for key in first})
+    if isinstance(first, tuple) and is_nest(first):
+        items = [join(list(column)) for column in zip(*parts, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    return parts[-1]

@@ -23,6 +23,19 @@ Sums = dict[str, tuple[float, float]]
 Noticed = Callable[[str, int, float], None]
 
 
+class Series:
+    """One scalar over the batches: of which batch, its value, its weight."""
+
+    def __init__(self) -> None:
+        self.places, self.values, self.weights = array("q"), array("d"), array("d")
+
+    def add(self, place: int, value: float, weight: float) -> None:
+        """Take one batch's value."""
+        self.places.append(place)
+        self.values.append(value)
+        self.weights.append(weight)
+
+
 class EpochLog(UserDict[str, list[Any]]):
     """The values of the running epoch: a list a key, one value a batch.
 
@@ -35,12 +48,14 @@ class EpochLog(UserDict[str, list[Any]]):
         A bound method, called with (key, step, value) for the first value of a key that is not finite.
     watch : bool
         Read the values once a second even when nobody asks for them.
+    parts : bool
+        Remember of which batch each value is, since it is a part's and will be put together with other processes'.
     """
 
-    def __init__(self, noticed: Noticed | None = None, watch: bool = False) -> None:
+    def __init__(self, noticed: Noticed | None = None, watch: bool = False, parts: bool = False) -> None:
         super().__init__()
         self.losses = array("d")  # one number a step, over all epochs
-        self._watch = watch
+        self._watch, self._parts = watch, parts
         self.listen(noticed)
         self.clear()
 
@@ -53,7 +68,7 @@ class EpochLog(UserDict[str, list[Any]]):
     @data.setter
     def data(self, lists: dict[str, list[Any]]) -> None:
         self._lists = lists
-        self._added: list[tuple[dict[str, Any], Any, int]] = []
+        self._added: list[tuple[dict[str, Any], Any, int, int]] = []
 
     def __missing__(self, key: str) -> list[Any]:
         return self.data.setdefault(key, [])
@@ -94,8 +109,11 @@ class EpochLog(UserDict[str, list[Any]]):
             self.drain()
         self.data = {}
         self._arrived: dict[str, int] = {}
-        self._waiting: dict[str, list[tuple[Any, Any, int]]] = defaultdict(list)
+        self._waiting: dict[str, list[tuple[Any, Any, int, int]]] = defaultdict(list)
         self._totals: dict[str, tuple[float, float]] = {}
+        self._series: dict[str, Series] = defaultdict(Series)
+        self._places: dict[str, list[int]] = defaultdict(list)
+        self._count, self._losses_before = 0, len(self.losses)
         self._large: set[str] = set()
         self._due = time.perf_counter() + 1
 
@@ -112,7 +130,8 @@ class EpochLog(UserDict[str, list[Any]]):
             The batch's number, for messages.
         """
         # Sorted by key later, many at once, since this is done at every step.
-        self._added.append((dict(values), weight, step))
+        self._added.append((dict(values), weight, step, self._count))
+        self._count += 1
         if time.perf_counter() >= self._due:
             self._due = time.perf_counter() + 1
             self._sort()
@@ -122,13 +141,19 @@ class EpochLog(UserDict[str, list[Any]]):
     def _sort(self) -> None:
         """Put what was added under its keys, and the scalars of it where they wait to be read."""
         added, self._added = self._added, []
-        for values, weight, step in added:
+        for values, weight, step, place in added:
             for key, value in values.items():
                 self._lists.setdefault(key, []).append(value)
+                if self._parts:
+                    self._places[key].append(place)
                 if key == "loss" or (key != "num_items" and is_scalar(value)):
-                    self._waiting[key].append((value, weight, step))
+                    self._waiting[key].append((value, weight, step, place))
                 elif isinstance(value, Tensor) and value.device.type != "cpu":
                     self._large.add(key)  # must not fill the device's memory over a long epoch
+
+    def skip(self) -> None:
+        """Count a batch of which this process has no part."""
+        self._count += 1
 
     def drain(self) -> None:
         """Bring over what waits, scalars in one copy, and add them to the sums."""
@@ -137,12 +162,14 @@ class EpochLog(UserDict[str, list[Any]]):
         for key in self._large & self._lists.keys():
             self._fetch(key, self._lists[key])
         waiting, self._waiting = self._waiting, defaultdict(list)
-        flat = iter(read([x for entries in waiting.values() for value, weight, _ in entries for x in (value, weight)]))
+        flat = iter(read([x for entries in waiting.values() for value, weight, *_ in entries for x in (value, weight)]))
         for key, entries in waiting.items():
             total, weights = self._totals.get(key, (0.0, 0.0))
             finite = math.isfinite(total)
-            for _, _, step in entries:
+            for _, _, step, place in entries:
                 value, weight = next(flat), next(flat)
+                if self._parts:
+                    self._series[key].add(place, value, weight)
                 total += value * weight
                 weights += weight
                 if key == "loss":
@@ -152,6 +179,25 @@ class EpochLog(UserDict[str, list[Any]]):
                     if self._noticed is not None and (noticed := self._noticed()) is not None:
                         noticed(key, step, value)
             self._totals[key] = total, weights
+
+    def parts(self, everything: bool) -> dict[str, Any]:
+        """What this process has of the epoch: its scalars' `Series`, and with `everything`, the other values, too."""
+        self.drain()
+        other = {k: (self._places[k], self[k]) for k in self._lists if k not in self._series} if everything else {}
+        return {"batches": self._count, "scalars": dict(self._series), "other": other}
+
+    def put_together(self, scalars: dict[str, Series], other: dict[str, list[Any]]) -> None:
+        """Let the epoch be what all processes have found of it: a value a batch, as one process would have."""
+        del self.losses[self._losses_before :]
+        for key, series in scalars.items():
+            like = next(iter(self._lists.get(key, ())), None)
+            numbers = torch.tensor(series.values, dtype=like.dtype if isinstance(like, Tensor) else torch.float32)
+            self._lists[key] = list(series.values) if isinstance(like, float) else list(numbers.unbind())
+            self._arrived[key] = len(series.values)
+            weighted = [v * w for v, w in zip(series.values, series.weights, strict=True)]
+            self._totals[key] = sum(weighted), sum(series.weights)
+        self.losses.extend(scalars["loss"].values if "loss" in scalars else ())
+        self._lists.update(other)
 
     def means(self) -> dict[str, float]:
         """The epoch's mean of every scalar so far, weighted by items."""

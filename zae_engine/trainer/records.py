@@ -13,11 +13,12 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checkpoint import WeightsError, load_weights, read_weights, save_weights
+from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
 from . import checks
 from .batch import is_scalar
 from .compose import Seams
 from .history import EpochLog, History, Row
+from .processes import Processes, is_sharded
 from .progress import ProgressChecker
 
 Path = str | PathLike[str]
@@ -38,6 +39,8 @@ class Records(Seams):
     weight_buffer: dict[str, list[Any]]
     _valid_sets: dict[str, Any]
 
+    _processes: Processes
+
     def _start_records(self, monitor: str, monitor_mode: str, on_nan: str) -> None:
         checks.check_choice("monitor_mode", monitor_mode, ("min", "max"))
         checks.check_choice("on_nan", on_nan, ("warn", "stop"))
@@ -47,7 +50,8 @@ class Records(Seams):
             )
         self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
         self.history, self.progress_checker = History(), ProgressChecker()
-        self.log_train, self.log_test = (EpochLog(self._not_finite, watch=on_nan == "stop") for _ in range(2))
+        parts = self._processes.count > 1
+        self.log_train, self.log_test = (EpochLog(self._not_finite, on_nan == "stop", parts) for _ in range(2))
         self.train_metrics, self.test_metrics = {}, {}
         self.loss_buffer = math.inf if monitor_mode == "min" else -math.inf
         self.weight_buffer = {"epoch": [], "weight": []}
@@ -55,7 +59,12 @@ class Records(Seams):
     @property
     def stop_reason(self) -> str | None:
         """Why the run ends, or ended, before its last epoch; None when it does not."""
-        return self._stop_reason
+        return self._stop_reason or self._wish
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the process that shows and writes: the only one, or the first of several."""
+        return self._processes.first
 
     def toggle(self, mode: str | None = None) -> None:
         """Switch to `mode`, 'train' or 'test'; None switches to the other one."""
@@ -66,7 +75,8 @@ class Records(Seams):
 
     def _begin_records(self) -> None:
         """Forget what belongs to an earlier call of `run` only."""
-        self._stop_reason: str | None = None
+        self._stop_reason: str | None = None  # all processes agree on it
+        self._wish: str | None = None  # this process's
         self._epoch_began = time.perf_counter()
         self._tested_loss: float | None = None  # of the last validation since the scheduler's last step
         self._tested_step: float | None = None
@@ -83,6 +93,10 @@ class Records(Seams):
         """Take the values of one batch: detached, still on their device, with ``"num_items"`` as their weight."""
         log = self.log_train if self.mode == "train" else self.log_test
         log.add(step_dict, step_dict.get("num_items", 1), self.progress_checker.get_step())
+
+    def _looks_at_logs(self) -> bool:
+        """Whether `metric_on_epoch_end` was written by the user, who may read any value of the epoch there."""
+        return type(self).metric_on_epoch_end is not Records.metric_on_epoch_end
 
     def log_reset(self, epoch_end: bool = False) -> None:
         """Forget the running epoch's values; with `epoch_end`, the metrics, too."""
@@ -146,6 +160,8 @@ class Records(Seams):
     def _warn_once(self, about: str, text: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
+            if not self._processes.first and not about.startswith("nan"):
+                return  # process 0 has said it
             warnings.warn(text, stacklevel=2)
 
     def _rate(self) -> float:
@@ -200,17 +216,19 @@ class Records(Seams):
     def stop(self, reason: str) -> None:
         """End the run after the current step, with its epoch closed as usual.
 
+        Several processes end together, within about a second, whichever of them it was called on.
+
         Parameters
         ----------
         reason : str
             Shown at the end of the run.
         """
-        self._stop_reason = self._stop_reason or reason
+        self._wish = self._wish or reason
 
     # ------------------------------------------------------------------ files
 
     def save_model(self, filename: Path) -> None:
-        """Write the model's weights, whole or not at all.
+        """Write the model's weights, whole or not at all; of several processes all call it, and the first one writes.
 
         Parameters
         ----------
@@ -218,7 +236,10 @@ class Records(Seams):
             ``.safetensors`` or ``.safetensor`` loads with ``safetensors.torch.load_model(model, filename)``, any other
             ending with ``model.load_state_dict(torch.load(filename, weights_only=True))``.
         """
-        save_weights(self.model, filename)
+        state = whole_state(self.model) if is_sharded(self.model) else None
+        if self._processes.first:
+            save_weights(self.model, filename, state)
+        self._processes.wait()  # until the file is there
 
     def apply_weights(self, filename: Path | None = None, strict: bool = True) -> None:
         """Put weights into the model: the best of this run, or a file's. No pickle is executed.

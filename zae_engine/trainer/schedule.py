@@ -104,12 +104,13 @@ class Budget:
 
     def spent(self, step: int) -> str | None:
         """Why the run ends after `step` optimizer steps, or None when it goes on."""
-        if step >= self.last_step:
-            done = step - self.first_step
-            return f"{done:,} step{'s' if done != 1 else ''} done"
-        if self.seconds < math.inf and time.perf_counter() >= self.deadline:
-            return f"{self.seconds:g} s are over"
-        return None
+        done = step - self.first_step
+        return f"{done:,} step{'s' if done != 1 else ''} done" if step >= self.last_step else None
+
+    def late(self) -> str | None:
+        """Why the run ends by the clock, or None when it goes on."""
+        over = self.seconds < math.inf and time.perf_counter() >= self.deadline
+        return f"{self.seconds:g} s are over" if over else None
 
     def epochs(self) -> Iterator[int]:
         """The epochs to run, counted from 0 over the trainer's whole life."""
@@ -144,8 +145,10 @@ class Interval:
 
     def at_step(self, step: int) -> bool:
         """Whether it is due after `step` optimizer steps, in the middle of an epoch."""
-        if self.every.unit == "st":
-            return step % self.every.count == 0
+        return self.every.unit == "st" and step % self.every.count == 0
+
+    def late(self) -> bool:
+        """Whether it is due by the clock."""
         return self.every.unit == "s" and time.perf_counter() - self._last >= self.every.count
 
     def restart(self) -> None:

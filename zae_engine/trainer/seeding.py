@@ -17,6 +17,21 @@ def draw_seed() -> int:
     return int(torch.randint(2**31, ()))
 
 
+def mix(*parts: object) -> int:
+    """A whole number below 2**63 from the BLAKE2b hash of ``"part/part/…"``."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def seed_host(value: int) -> None:
+    """Seed python's, numpy's and torch's CPU generator."""
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    # Not torch.manual_seed: for each kind of device that is built in but not in use, it keeps a call for later, at a
+    # millisecond and a few kilobytes an epoch.
+    torch.default_generator.manual_seed(value)
+
+
 def set_streams(device: torch.device, seed: int, *purpose: int | str) -> None:
     """Set python's, numpy's and torch's generators (the CPU's and the device's) from `seed` and what they are for.
 
@@ -30,28 +45,60 @@ def set_streams(device: torch.device, seed: int, *purpose: int | str) -> None:
         Tells streams of one seed apart, such as ``"train", epoch``. The generators get the first 8 bytes of the
         BLAKE2b hash of ``"seed/purpose/…"``, so neighbouring seeds share nothing.
     """
-    text = "/".join(map(str, (seed, *purpose)))
-    value = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-    random.seed(value)
-    np.random.seed(value % 2**32)
-    # Not torch.manual_seed: for each kind of device that is built in but not in use, it keeps a call for later, at a
-    # millisecond and a few kilobytes an epoch.
-    torch.default_generator.manual_seed(value)
+    value = mix(seed, *purpose)
+    seed_host(value)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(value)
 
 
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The generators that a loader and its samplers own, each once."""
+    batches = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
 @contextmanager
 def generators_kept(loader: Any) -> Iterator[None]:
-    """Put the generators that a loader and its sampler own back afterwards."""
-    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    before = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+    """Put the generators that a loader and its samplers own back afterwards."""
+    before = [(g, g.get_state()) for g in generators_of(loader)]
     try:
         yield
     finally:
         for generator, state in before:
             generator.set_state(state)
+
+
+class OwnStreams:
+    """Random streams of python, numpy and torch's CPU generator that belong to one source of data.
+
+    Inside ``with streams:`` they are the global ones; outside, the global ones are what they were. Numpy's is exchanged
+    as an object, since reading its state takes longer than all the rest.
+
+    Parameters
+    ----------
+    seed : int
+        What they begin with.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._numpy: Any = np.random.MT19937()
+        self._inside = random.getstate(), torch.default_generator.get_state()
+        with self:
+            seed_host(seed)
+
+    def __enter__(self) -> None:
+        self._outside = random.getstate(), torch.default_generator.get_state(), np.random.get_bit_generator()
+        random.setstate(self._inside[0])
+        torch.default_generator.set_state(self._inside[1])
+        np.random.set_bit_generator(self._numpy)
+
+    def __exit__(self, *exception: object) -> None:
+        self._inside = random.getstate(), torch.default_generator.get_state()
+        random.setstate(self._outside[0])
+        torch.default_generator.set_state(self._outside[1])
+        np.random.set_bit_generator(self._outside[2])
 
 
 @contextmanager

@@ -6,27 +6,30 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import checks
+from .agreement import Agreement, refuse_different
 from .banner import banner, epoch_line, farewell
-from .batch import map_nest, merge, place, snapshot, to_cpu
+from .batch import merge, place, snapshot
 from .compose import AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, make_accelerator, resolve_accumulation
-from .evaluation import evaluation
-from .history import History, Sums, pooled, with_metrics
-from .plan import BatchPlan, Window, in_dataset_order, named
+from .evaluating import Evaluating
+from .gathering import put_together
+from .history import History
+from .metrics import Measures, check_metrics
+from .plan import Window, named
+from .processes import Processes, is_sharded
 from .progress import SilentBar, make_bar
-from .records import Records
+from .sampling import Layout, set_epoch, warn_of_distributed
 from .schedule import Budget, Duration, Interval, step_scheduler
-from .seeding import draw_seed, generators_kept, set_streams, streams_kept
-from .update import StepModule, forward_of, make_update
+from .seeding import draw_seed, streams_kept
+from .shards import ShardSum, check_shards
+from .update import StepModule, evaluation_of, forward_of, make_update, prepare
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +38,7 @@ T = TypeVar("T", bound="Trainer")
 Loader = Iterable[Any]
 
 
-class Trainer(Records):
+class Trainer(Evaluating):
     """Trains a model from two methods that you write, `train_step` and `test_step`.
 
     Parameters
@@ -70,6 +73,21 @@ class Trainer(Records):
         Which direction of it is better.
     on_nan : {'warn', 'stop'}
         What happens when a value that the step returned is not finite; 'stop' ends the run when it is the loss.
+    metrics : dict of str to metric, optional
+        Objects such as torchmetrics', updated with the ``"output"`` and ``"target"`` that the steps return.
+    split_batches : bool
+        The loader's batch is the batch of one optimizer step, shared out over the processes. False: it is the batch of
+        one process, as Accelerate means it.
+    seeded_samples : bool, optional
+        Draw each sample of a dataset with random streams from (seed, epoch, sample id), so that its augmentation is the
+        same for any number of workers and processes. None does so when a seed was given.
+    shards : int, optional
+        Cut each batch into so many shards, whatever the number of processes, and sum their gradients in one fixed tree:
+        every number of processes that divides them then trains the same bits, dropout included.
+    sync_batchnorm : bool
+        Let BatchNorm take its statistics over all processes, on GPUs.
+    kwargs_handlers : list, optional
+        Accelerate's, such as ``DistributedDataParallelKwargs(find_unused_parameters=True)``.
 
     Attributes
     ----------
@@ -110,6 +128,12 @@ class Trainer(Records):
         monitor: str = "loss",
         monitor_mode: str = "min",
         on_nan: str = "warn",
+        metrics: Mapping[str, Any] | None = None,
+        split_batches: bool = True,
+        seeded_samples: bool | None = None,
+        shards: int | None = None,
+        sync_batchnorm: bool = False,
+        kwargs_handlers: Sequence[Any] | None = None,
         **unknown: NoReturn,
     ) -> None:
         refuse_unknown(unknown, type(self).__name__, options_of(type(self)))
@@ -117,16 +141,29 @@ class Trainer(Records):
         checks.check_number("gradient_clip", gradient_clip, 0)
         self.model, self.mode, self.optimizer, self.scheduler = model, mode, optimizer, scheduler
         self.log_bar, self.scheduler_step_on_batch, self.gradient_clip = log_bar, scheduler_step_on_batch, gradient_clip
-        self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps)
+        self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps) if shards is None else 1
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
+        self._seeded = self.seed_was_given if seeded_samples is None else seeded_samples
+        self.metrics = check_metrics(metrics)
         self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
         self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
-        self._start_records(monitor, monitor_mode, on_nan)
-        self.accelerator = make_accelerator(device, mixed_precision)
+        self.accelerator = make_accelerator(
+            device, mixed_precision, **({"kwargs_handlers": kwargs_handlers} if kwargs_handlers else {})
+        )
         self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
+        self._processes = Processes(self.accelerator)
+        self.seed = self._processes.from_first(self.seed)
+        self.shards, self.sync_batchnorm = (
+            check_shards(shards, self._processes.count, gradient_accumulation_steps),
+            sync_batchnorm,
+        )
+        here = (self._processes.count, self._processes.index)
+        self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, split_batches)
+        self._measures = {mode: Measures(self.metrics, self.device) for mode in checks.MODES}
+        self._start_records(monitor, monitor_mode, on_nan)
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
 
     @classmethod
@@ -142,9 +179,13 @@ class Trainer(Records):
         if self._prepared_for == (self.model, self.optimizer):
             return
         self.accelerator.free_memory()
-        parts = (StepModule(self.model), self.optimizer)
-        self._prepared, self._prepared_optimizer = self.accelerator.prepare(*parts)  # a None stays None
-        self._forward = forward_of(self._prepared)
+        prepared = prepare(self.accelerator, StepModule(self.model), self.optimizer, self.shards is not None)
+        self._prepared, self._prepared_optimizer = prepared
+        if self.shards is not None:
+            self._processes.same_weights(self.model)  # as DistributedDataParallel does
+        inner = evaluation_of(self._prepared)
+        self._forward, self._evaluator = forward_of(self._prepared), forward_of(inner)
+        self._in_step = self._processes.count > 1 and (not isinstance(inner, StepModule) or is_sharded(inner))
         self._prepared_for = (self.model, self.optimizer)
 
     # ------------------------------------------------------------------ the loop
@@ -200,10 +241,15 @@ class Trainer(Records):
         self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
         checks.check_run_options(type(self), kwargs)
         checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
+        batches = self._plan(loader).batches
+        refuse_different(
+            self._processes, {"the loader's number of batches": batches, "its batch_size": self.batch_size}
+        )
         if self.scheduler is not None and self.mode == "train":
-            checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, BatchPlan(loader).batches, self._budget)
-        notes = make_bar(self.log_bar)
-        notes.write(banner(self) if self.log_bar else "")
+            checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, batches, self._budget)
+        warn_of_distributed(loader)
+        notes = make_bar(self._shows)
+        notes.write(banner(self) if self._shows else "")
         with streams_kept(self.device):  # each epoch sets streams of its own; the caller's go on where they were
             for epoch in self._budget.epochs():
                 self._title = self._budget.title(epoch)
@@ -221,12 +267,19 @@ class Trainer(Records):
         training = self.mode == "train"
         done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
         self._budget = Budget(limits, *done)
-        self._validation = Interval(valid_every)
+        self._validation, self._agreement = Interval(valid_every), Agreement(self._processes, done[1])
         self._begin_records()
-        self.batch_size = BatchPlan(self.loader).batch_size or 0
-        self.valid_batch_size = max((BatchPlan(v).batch_size or 0 for v in self._valid_sets.values()), default=0)
+        self._plans = {self.mode: self._plan(self.loader)}
+        self.batch_size = self._plan(self.loader).batch_size or 0
+        self.valid_batch_size = max((self._plan(v).batch_size or 0 for v in self._valid_sets.values()), default=0)
+        self._shows = self.log_bar and self._processes.first
         if self._prepared_optimizer is not None:
-            self._update = make_update(self.accelerator, self._prepared, self._prepared_optimizer, self.gradient_clip)
+            shards = None
+            if self.shards is not None:
+                count = self.progress_checker.get_step
+                shards = ShardSum(self.model, self._processes, self.shards, self.device, self.seed, count)
+            parts = (self.accelerator, self._prepared, self._prepared_optimizer, self.gradient_clip, shards)
+            self._update = make_update(*parts)
             self._update.zero_grad()
             self._unproven: Sequence[Tensor] = self._update.parameters
 
@@ -235,17 +288,23 @@ class Trainer(Records):
         training, epoch = self.mode == "train", self.progress_checker.get_epoch()
         log, metrics = (self.log_train, self.train_metrics) if training else (self.log_test, self.test_metrics)
         log.clear()
-        plan, title = BatchPlan(loader), self._title if training else f"{self._title} test"
-        bar = make_bar(self.log_bar).open(title, plan.batches, self.print_log)
+        self._measures[self.mode].reset()
+        plan, title = self._plan(loader, epoch), self._title if training else f"{self._title} test"
+        self._plans[self.mode] = plan
+        bar = make_bar(self._shows).open(title, plan.batches, self.print_log)
         with bar, self._surroundings(training, epoch):
+            if training:
+                set_epoch(loader, epoch - 1)
             for batch in plan:
                 self.run_batch(batch, **kwargs)
                 bar.advance(self._samples)
                 if training and self._pause(bar, **kwargs):
                     break
         self._batches, self._speed = bar.done, bar.speed
+        put_together(log, self._processes, everything=self._looks_at_logs())
         metrics.clear()
         metrics.update(log.means())
+        metrics.update(self._numbers(self._measures[self.mode].compute() if self._batches else {}))
         metrics.update(self._numbers(self.metric_on_epoch_end() or {}))
 
     def run_batch(self, batch: Any, **kwargs: Any) -> None:
@@ -253,7 +312,7 @@ class Trainer(Records):
         training = self.mode == "train"
         if self._moves:
             batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
-        window = Window(batch, self.gradient_accumulation_steps if training else 1)
+        window = (self._plans.get(self.mode) or self._plan(None)).window(batch)
         if training:
             if not self.model.training:
                 self.model.train()
@@ -263,8 +322,12 @@ class Trainer(Records):
         else:
             self._evaluate(window)
         self._samples = window.samples
-        window.values.setdefault("num_items", window.samples)
-        self.logging(window.values)
+        if window.values:
+            window.values.setdefault("num_items", window.here)
+            self.logging(window.values)
+            self._measures[self.mode].update(window.values, f"{self.mode}_step")
+        else:  # the batch had fewer samples than there are processes
+            (self.log_train if training else self.log_test).skip()
         if training:
             self.progress_checker.update_step()
 
@@ -272,36 +335,28 @@ class Trainer(Records):
         """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""
         update, results = self._update, []
         update.zero_grad()
-        for micro, samples in window.micros:
-            result = self._forward(self.train_step, micro)
+        for micro in update.micros(window):
+            result = self._forward(self.train_step, micro.batch)
             loss = checks.check_step(result, "train_step", self._unproven)
             self._unproven = ()
-            update.backward(loss, window.share(result.get("num_items", samples), samples))
-            results.append({key: snapshot(value) for key, value in result.items()})
+            update.backward(loss, window.share(result.get("num_items"), micro))
+            if micro.samples or not window.samples:
+                results.append({key: snapshot(value) for key, value in result.items()})
         if (factor := window.correction()) is not None:
             update.rescale(factor)
         norm = update.clip()
         window.stepped = update.step()
-        window.values = merge(results, window.items)
-        if norm is not None:
+        window.values = merge(results, window.weights) if results else {}
+        if norm is not None and results:
             window.values.setdefault("grad_norm", norm)
-
-    def _evaluate(self, window: Window) -> None:
-        single = torch.is_grad_enabled()  # within an epoch, `evaluation` is around it already
-        with evaluation(self.model, self.device, self.seed, 0) if single else nullcontext():
-            result = checks.check_test(self._forward(self.test_step, window.micros[0][0]), "test_step")
-        window.values = {key: snapshot(value) for key, value in result.items()}
-
-    def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
-        if training:
-            self.model.train()
-            set_streams(self.device, self.seed, "train", epoch)
-        return nullcontext() if training else evaluation(self.model, self.device, self.seed, epoch)
 
     def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
         """Between two steps: validate if it is due; return whether the run ends here."""
         step = self.progress_checker.get_step() - 1
-        if self._valid_sets and self._validation.at_step(step):
+        due = self._validation.at_step(step)
+        if due or self._agreement.due(step):
+            due |= self._settle(step)
+        if due and self._valid_sets:
             self.train_metrics.clear()
             self.train_metrics.update(self.log_train.means())
             with bar.standing():
@@ -309,9 +364,15 @@ class Trainer(Records):
             if tested:
                 row = self._take_stock(self.progress_checker.get_epoch(), tested)
                 bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
-        if self._stop_reason is None:
-            self._stop_reason = self._budget.spent(step)
+            self._settle(step)
+        self._stop_reason = self._stop_reason or self._budget.spent(step)
         return self._stop_reason is not None
+
+    def _settle(self, step: int) -> bool:
+        """Agree with the other processes on whether to stop; return whether it is time for a validation."""
+        wish, clock = self._agreement.settle(step, self._wish or self._budget.late(), self._validation.late())
+        self._stop_reason = self._stop_reason or wish or self._budget.spent(step)
+        return clock
 
     # ------------------------------------------------------------------ between epochs
 
@@ -322,7 +383,7 @@ class Trainer(Records):
             self._stop_reason = "the loader gave no batch"
             return self._stop_reason
         training, speed, step = self.mode == "train", self._speed, self.progress_checker.get_step() - 1
-        self._stop_reason = self._stop_reason or self._budget.spent(step)
+        self._settle(step)
         last = self._stop_reason is not None or epoch + 1 >= self._budget.last_epoch
         due = training and self._validation.at_epoch(epoch + 1, last)
         tested = due and self._tested_step != step and self._validate(**kwargs)
@@ -332,29 +393,9 @@ class Trainer(Records):
                 step_scheduler(self.scheduler, self._tested_loss if self._valid_sets else row.get("train_loss"))
                 self._tested_loss = None
             self.progress_checker.update_epoch()
-        self._stop_reason = self._stop_reason or self._budget.spent(step)
+        self._settle(step)
         self._epoch_began = time.perf_counter()
         return epoch_line(self._title if training else f"{self._title} test", row, speed)
-
-    def _validate(self, **kwargs: Any) -> bool:
-        """Evaluate on every validation set, in the middle of training; return whether there was any sample."""
-        parts, found = list[Sums](), dict[str, float]()
-        self.toggle("test")
-        try:
-            for name, loader in list(self._valid_sets.items()):
-                self.run_epoch(loader, **kwargs)
-                if not self._batches:
-                    warnings.warn(f"valid_loader {name or 'of this run'} gave no batch; it is left out", stacklevel=4)
-                    del self._valid_sets[name]
-                else:
-                    parts.append(with_metrics(self.log_test.sums(), self.test_metrics))
-                    found |= {f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()}
-        finally:
-            self.toggle("train")
-        self.test_metrics.clear()
-        self.test_metrics.update(pooled(parts) | found)
-        self._validation.restart()
-        return bool(parts)
 
     # ------------------------------------------------------------------ what the user writes, and inference
 
@@ -380,21 +421,3 @@ class Trainer(Records):
     @abstractmethod
     def test_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": loss, ...}`` for a batch, without gradients; ``"output"`` is what `inference` returns."""
-
-    def inference(self, loader: Loader) -> list[Any]:
-        """Return what `test_step` returns as ``"output"``, one value a batch, on the CPU, in the dataset's order.
-
-        Logs, metrics, mode and random streams stay as they were. A loader that shuffles is walked in order.
-        """
-        checks.check_loader(loader, "loader")
-        self._prepare()
-        mode, outputs = self.mode, list[Any]()
-        self.toggle("test")
-        try:
-            with self._surroundings(False, 0), generators_kept(loader):
-                for batch in BatchPlan(in_dataset_order(loader)):
-                    values = self._forward(self.test_step, place(batch, self.device))
-                    outputs.append(map_nest(to_cpu, checks.check_output(values)))
-        finally:
-            self.toggle(mode)
-        return outputs

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .plan import Items
+from .plan import Items, Micro, Window
+from .processes import is_sharded
+from .shards import ShardSum
 
 Step = Callable[[Any], dict[str, Any]]
 
@@ -48,6 +52,31 @@ def forward_of(prepared: nn.Module) -> Callable[[Step, Any], dict[str, Any]]:
     return _call if type(prepared) is StepModule and "forward" not in vars(prepared) else prepared
 
 
+def prepare(accelerator: Accelerator, module: StepModule, optimizer: Optimizer | None, apart: bool) -> tuple[Any, Any]:
+    """Return module and optimizer as Accelerate prepares them.
+
+    Parameters
+    ----------
+    module : StepModule
+    optimizer : Optimizer or None
+    apart : bool
+        Leave out what exchanges gradients, because the trainer does it.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # Only for its reports of speed; it would ask a prepared loader, and there is none.
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+    if not apart and not is_sharded(module.model):
+        prepared: tuple[Any, Any] = accelerator.prepare(module, optimizer)  # a None stays None
+        return prepared
+    whole = accelerator.prepare_model(module, evaluation_mode=True)
+    return whole, None if optimizer is None else accelerator.prepare_optimizer(optimizer)
+
+
+def evaluation_of(prepared: nn.Module) -> nn.Module:
+    """What to evaluate in: inside DistributedDataParallel, whose forward would wait for the other processes."""
+    return prepared.module if isinstance(prepared, DistributedDataParallel) else prepared  # type: ignore[no-any-return]
+
+
 class DelegatedUpdate:
     """One optimizer step with every call made through Accelerate.
 
@@ -60,12 +89,23 @@ class DelegatedUpdate:
         The prepared optimizer.
     max_norm : float
         Clip the gradients' norm to this; 0 does not clip.
+    shards : ShardSum, optional
+        How the gradients of shards are summed, when global batches are cut into such.
     """
 
-    def __init__(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, max_norm: float) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        prepared: nn.Module,
+        optimizer: Optimizer,
+        max_norm: float = 0.0,
+        shards: ShardSum | None = None,
+    ) -> None:
         self.accelerator, self.prepared = accelerator, prepared
         self.optimizer = optimizer
-        self.max_norm = max_norm
+        self.max_norm, self.shards = max_norm, shards
+        self._engine = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self._exchanges = accelerator.num_processes > 1 and shards is None
         self._find_parameters()
 
     def _find_parameters(self) -> None:
@@ -82,12 +122,45 @@ class DelegatedUpdate:
     def _clear(self) -> None:
         self.optimizer.zero_grad()
 
+    def micros(self, window: Window) -> Iterable[Micro]:
+        """The window's micro-batches, each to be followed by its backward; the processes meet at the last one only."""
+        if self.shards is not None:
+            return self.shards.micros(window, self.parameters)
+        return self._until_last(window.micros) if self._exchanges else window.micros
+
+    def _until_last(self, micros: list[Micro]) -> Iterator[Micro]:
+        for micro in micros[:-1]:
+            with self._apart():
+                yield micro
+        yield micros[-1]
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Inside, a backward adds to this process's gradients only."""
+        sharded = [m for m in self.prepared.modules() if hasattr(m, "set_requires_gradient_sync")]  # FSDP2's
+        self.accelerator.gradient_state._set_sync_gradients(False)  # by which DeepSpeed's backward knows not to step
+        try:
+            with self.accelerator.no_sync(self.prepared) if not sharded else nullcontext():
+                for module in sharded:
+                    module.set_requires_gradient_sync(False, recurse=False)
+                yield
+        finally:
+            self.accelerator.gradient_state._set_sync_gradients(True)
+            for module in sharded:
+                module.set_requires_gradient_sync(True, recurse=False)
+
     def backward(self, loss: Tensor, share: Items | None) -> None:
         """Add the gradients of `loss`, weighted by its share of the window (None: it is the whole window)."""
-        self.accelerator.backward(loss if share is None else loss * share)
+        options = {"scale_wrt_gas": False} if self._engine else {}  # its own division by the number of micro-batches
+        self.accelerator.backward(loss if share is None else loss * share, **options)
 
     def rescale(self, factor: Items) -> None:
         """Multiply the gradients, when the shares were estimates."""
+        if self._engine:
+            raise RuntimeError(
+                "under DeepSpeed, the step has been taken when a window's 'num_items' is known; leave num_items or"
+                " gradient_accumulation_steps out, or train with FSDP2, where both together are exact"
+            )
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
@@ -105,8 +178,8 @@ class DelegatedUpdate:
 class DirectUpdate(DelegatedUpdate):
     """The same step without what Accelerate's wrappers look up at each call; equal to the bit."""
 
-    def __init__(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, max_norm: float) -> None:
-        super().__init__(accelerator, prepared, optimizer, max_norm)
+    def __init__(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, *options: Any) -> None:
+        super().__init__(accelerator, prepared, optimizer, *options)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self._plain_clear = type(self.optimizer).zero_grad is Optimizer.zero_grad
 
@@ -139,8 +212,12 @@ def needs_accelerate(accelerator: Accelerator, optimizer: Optimizer) -> bool:
 
 
 def make_update(
-    accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, max_norm: float = 0.0
+    accelerator: Accelerator,
+    prepared: nn.Module,
+    optimizer: Optimizer,
+    max_norm: float = 0.0,
+    shards: ShardSum | None = None,
 ) -> DelegatedUpdate:
     """Decide, once before the loop, which calls a step needs."""
     kind = DelegatedUpdate if needs_accelerate(accelerator, optimizer) else DirectUpdate
-    return kind(accelerator, prepared, optimizer, max_norm)
+    return kind(accelerator, prepared, optimizer, max_norm, shards)

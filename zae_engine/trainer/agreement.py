@@ -1,0 +1,69 @@
+"""What the processes have to decide alike: when to stop, when to validate, and that they train the same."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .processes import Processes
+
+_SECONDS = 0.5  # between two questions, as far as steps allow
+
+
+class Agreement:
+    """Processes decide together at steps that all of them know, about twice a second; one process decides at once.
+
+    Each step but these costs a comparison of two numbers.
+
+    Parameters
+    ----------
+    processes : Processes
+    step : int
+        Optimizer steps done so far.
+    """
+
+    def __init__(self, processes: Processes, step: int) -> None:
+        self._processes = processes
+        self._step, self._time = step, time.perf_counter()
+        self._next = step + 1
+
+    def due(self, step: int) -> bool:
+        """Whether the processes ask each other after this step."""
+        return step >= self._next or self._processes.count == 1
+
+    def settle(self, step: int, reason: str | None, clock: bool) -> tuple[str | None, bool]:
+        """Ask each other.
+
+        Parameters
+        ----------
+        step : int
+            Optimizer steps done.
+        reason : str or None
+            Why this process wants to stop.
+        clock : bool
+            Whether it is time for a validation by this process's clock.
+
+        Returns
+        -------
+        The first process's reason that has one, and process 0's clock.
+        """
+        if self._processes.count == 1:
+            return reason, clock
+        now = time.perf_counter()
+        speed = (step - self._step) / max(now - self._time, 1e-9)
+        self._step, self._time = step, now
+        answers = self._processes.gather((reason, clock, step + max(1, int(speed * _SECONDS))))
+        self._next = answers[0][2]
+        return next((reason for reason, _, _ in answers if reason), None), answers[0][1]
+
+
+def refuse_different(processes: Processes, settings: dict[str, Any]) -> None:
+    """Refuse a training whose processes were set up differently, since they would wait for each other for ever."""
+    everyone = processes.gather(settings)
+    for name in settings:
+        for index, other in enumerate(everyone):
+            if other[name] != everyone[0][name]:
+                raise ValueError(
+                    f"{name} is {everyone[0][name]!r} on process 0 and {other[name]!r} on process {index}; every"
+                    " process has to run the same script on the same data, and the trainer gives each its share"
+                )

@@ -1,0 +1,130 @@
+"""The part of the trainer that evaluates: validation sets, metrics, inference."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from . import checks
+from .batch import map_nest, place, snapshot, to_cpu
+from .evaluation import evaluation
+from .gathering import joined
+from .history import Sums, pooled, with_metrics
+from .metrics import Measures
+from .plan import BatchPlan, Window
+from .records import Records
+from .sampling import Layout, in_dataset_order
+from .schedule import Interval
+from .seeding import generators_kept, set_streams
+
+Loader = Iterable[Any]
+Step = Callable[[Any], dict[str, Any]]
+
+
+class Evaluating(Records):
+    """What `Trainer` needs to evaluate; it adds the loop."""
+
+    device: torch.device
+    seed: int
+    test_step: Step
+    _layout: Layout
+    _seeded: bool
+    _evaluator: Callable[[Step, Any], dict[str, Any]]
+    _in_step: bool
+    _measures: dict[str, Measures]
+    _validation: Interval
+    _batches: int
+    _prepare: Callable[[], None]
+
+    def _plan(self, loader: Any, epoch: int = 0, start: int = 0) -> BatchPlan:
+        """How this process walks over `loader` in the present mode."""
+        training = self.mode == "train"
+        layout = self._layout if training else replace(self._layout, micro_batches=1, shards=None)
+        purpose = ("train", epoch) if training else ("test",)
+        others = self._processes.index > 0  # process 0 goes on with the stream that drew the order, as one process does
+        streams = partial(set_streams, self.device, self.seed, *purpose, "process", self._processes.index)
+        return BatchPlan(
+            loader,
+            layout,
+            self._processes,
+            seeded=self._seeded,
+            key="/".join(map(str, (self.seed, *purpose))),
+            start=start,
+            began=streams if others else None,
+        )
+
+    def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
+        if training:
+            self.model.train()
+            set_streams(self.device, self.seed, "train", epoch)
+        return nullcontext() if training else evaluation(self.model, self.device, self.seed, epoch)
+
+    def _evaluate(self, window: Window) -> None:
+        """Fill in the window's values; nothing of a stand-in."""
+        single = torch.is_grad_enabled()  # within an epoch, `evaluation` is around it already
+        with evaluation(self.model, self.device, self.seed, 0) if single else nullcontext():
+            values = self._tested(window)
+        if values is not None:
+            checks.check_test(values, "test_step")
+            window.values = {key: snapshot(value) for key, value in values.items()}
+
+    def _tested(self, window: Window) -> Any:
+        """What `test_step` returned for this process's share; None when it has none.
+
+        Then a stand-in is run only where the processes have to call the model equally often.
+        """
+        mine = window.here or not window.samples  # an empty batch is everybody's
+        values = self._evaluator(self.test_step, window.micros[0].batch) if mine or self._in_step else None
+        return values if mine else None
+
+    def _validate(self, **kwargs: Any) -> bool:
+        """Evaluate on every validation set, in the middle of training; return whether there was any sample."""
+        parts, found = list[Sums](), dict[str, float]()
+        self.toggle("test")
+        try:
+            for name, loader in list(self._valid_sets.items()):
+                self.run_epoch(loader, **kwargs)
+                if not self._batches:
+                    warnings.warn(f"valid_loader {name or 'of this run'} gave no batch; it is left out", stacklevel=4)
+                    del self._valid_sets[name]
+                else:
+                    parts.append(with_metrics(self.log_test.sums(), self.test_metrics))
+                    found |= {f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()}
+        finally:
+            self.toggle("train")
+        self.test_metrics.clear()
+        self.test_metrics.update(pooled(parts) | found)
+        self._validation.restart()
+        return bool(parts)
+
+    def inference(self, loader: Loader) -> list[Any]:
+        """Return what `test_step` returns as ``"output"``, one value a batch, on the CPU, in the dataset's order.
+
+        Logs, metrics, mode and random streams stay as they were. A loader that shuffles is walked in order. Of several
+        processes all call it, each computes its share, and all get the whole; a batch whose parts cannot be joined
+        (padded to other lengths, say) is given as its parts, one after the other.
+        """
+        checks.check_loader(loader, "loader")
+        self._prepare()
+        mode, outputs = self.mode, dict[int, Any]()
+        self.toggle("test")
+        try:
+            with self._surroundings(False, 0), generators_kept(loader):
+                plan = self._plan(in_dataset_order(loader))
+                for number, batch in enumerate(plan):
+                    if (values := self._tested(plan.window(place(batch, self.device)))) is not None:
+                        outputs[number] = map_nest(to_cpu, checks.check_output(values))
+        finally:
+            self.toggle(mode)
+        return self._whole(outputs)
+
+    def _whole(self, outputs: dict[int, Any]) -> list[Any]:
+        everyone = self._processes.gather(outputs)
+        numbers = sorted(set().union(*everyone))
+        return [value for n in numbers for value in joined([part[n] for part in everyone if n in part])]

@@ -1,0 +1,76 @@
+"""The processes of one training: how many, which one this is, and what they tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+V = TypeVar("V")
+
+
+class Processes:
+    """Every process calls the same method at the same place, or all of them wait; on one process nothing is sent.
+
+    Parameters
+    ----------
+    accelerator : Accelerator
+        Which knows the process group.
+
+    Attributes
+    ----------
+    count : int
+        Processes of the training, over all machines.
+    index : int
+        This one's number, from 0.
+    first : bool
+        Whether this is process 0: the one that shows and writes.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.count, self.index = int(accelerator.num_processes), int(accelerator.process_index)
+        self.first = self.index == 0
+
+    def gather(self, value: V) -> list[V]:
+        """Every process's (picklable) value, in the processes' order."""
+        return [value] if self.count == 1 else list(gather_object([value]))
+
+    def from_first(self, value: V) -> V:
+        """Process 0's (picklable) value."""
+        return value if self.count == 1 else broadcast_object_list([value], from_process=0)[0]
+
+    def numbers(self, values: Sequence[float | Tensor]) -> Tensor:
+        """Some numbers as one tensor of shape (len(values),) on the device, in float64, so that counts stay exact."""
+        device = self._accelerator.device
+        wide = torch.float32 if device.type == "mps" else torch.float64  # which that device does not have
+        return torch.stack([torch.as_tensor(v, device=device).detach().to(wide).reshape(()) for v in values])
+
+    def sum(self, values: Sequence[float | Tensor]) -> Tensor:
+        """The sums of some numbers over the processes, as one tensor of shape (len(values),) on the device."""
+        own = self.numbers(values)
+        return own if self.count == 1 else self._accelerator.reduce(own, "sum")
+
+    def stack(self, blocks: Tensor) -> Tensor:
+        """Every process's blocks, of shape (k, …), in the processes' order, of shape (count · k, …)."""
+        return blocks if self.count == 1 else self._accelerator.gather(blocks)
+
+    def same_weights(self, model: nn.Module) -> None:
+        """Give every process the parameters and buffers of process 0, in place."""
+        if self.count > 1:
+            for tensor in (*model.parameters(), *model.buffers()):
+                torch.distributed.broadcast(tensor.detach(), src=0)
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.count > 1:
+            self._accelerator.wait_for_everyone()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds only a part of the parameters (FSDP2, by whoever it was applied)."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())  # a DTensor's

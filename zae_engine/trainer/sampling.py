@@ -1,0 +1,313 @@
+"""From a loader to the ids of its global batches, and to a loader over the share of one process."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from .batch import even_edges
+from .processes import Processes
+from .seeded import Ids, SeededSamples
+from .seeding import OwnStreams, draw_seed, generators_of
+
+_KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is shared out.
+
+    Attributes
+    ----------
+    processes, index : int
+        How many there are, and which one this is.
+    micro_batches : int
+        Into how many pieces a process cuts its share.
+    shards : int or None
+        Into how many pieces the global batch is cut, whatever the number of processes; None for no such pieces.
+    split_batches : bool
+        The loader's batch is the global batch; False: it is one process's.
+    """
+
+    processes: int = 1
+    index: int = 0
+    micro_batches: int = 1
+    shards: int | None = None
+    split_batches: bool = True
+
+    @property
+    def alone(self) -> bool:
+        """Whether a batch is taken as the loader gives it."""
+        return self.processes == 1 and self.shards is None
+
+    @property
+    def loader_batches(self) -> int:
+        """How many of the loader's batches make a global one."""
+        return 1 if self.split_batches else self.processes
+
+    def mine(self, samples: int) -> tuple[int, int]:
+        """Where this process's share of a global batch begins and ends."""
+        per_process = (self.shards or self.processes) // self.processes
+        edges = even_edges(samples, self.processes * per_process)
+        return edges[self.index * per_process], edges[(self.index + 1) * per_process]
+
+    def pieces(self, samples: int, here: int) -> list[int]:
+        """The samples in each of this process's micro-batches; every process has as many micro-batches.
+
+        Parameters
+        ----------
+        samples, here : int
+            In the global batch, and in this process's share.
+        """
+        if self.shards:
+            edges, per_process = even_edges(samples, self.shards), self.shards // self.processes
+            edges = edges[self.index * per_process : (self.index + 1) * per_process + 1]
+        else:
+            edges = even_edges(here, max(1, min(self.micro_batches, -(-samples // self.processes))))
+        return [stop - start for start, stop in pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process has of a global batch.
+
+    Attributes
+    ----------
+    samples, here : int
+        In the global batch, and loaded by this process; with ``here`` 0, the batch is a stand-in of weight 0.
+    """
+
+    samples: int
+    here: int
+
+
+def is_known(loader: DataLoader[Any]) -> bool:
+    """Whether the loader's order is a function of its generators, so that every process draws it for itself."""
+    batches = loader.batch_sampler
+    if batches is None:
+        return type(loader.sampler) in _KNOWN
+    return type(batches) is BatchSampler and type(batches.sampler) in _KNOWN
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell whatever wants to know it that an epoch begins, counted from 0."""
+    batches = getattr(loader, "batch_sampler", None)
+    owners = (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    for owner in {id(o): o for o in (*owners, getattr(loader, "dataset", None))}.values():
+        if callable(setter := getattr(owner, "set_epoch", None)):
+            setter(epoch)
+
+
+def undistributed(sampler: Any) -> Any:
+    """A DistributedSampler's whole order, of which each process gets its share by the plan; any other as it is."""
+    if not isinstance(sampler, DistributedSampler):
+        return sampler
+    whole, size = copy.copy(sampler), len(sampler.dataset)  # type: ignore[arg-type]  # it has asked for the length, too
+    whole.num_replicas, whole.rank, whole.num_samples, whole.total_size = 1, 0, size, size
+    return whole
+
+
+def warn_of_distributed(loader: Any) -> None:
+    """Say that a DistributedSampler is taken apart."""
+    batches = getattr(loader, "batch_sampler", None)
+    if isinstance(getattr(batches, "sampler", getattr(loader, "sampler", None)), DistributedSampler):
+        warnings.warn(
+            "the loader's DistributedSampler is taken for its order only: the trainer shares each batch of the loader"
+            f" out over the processes, so that batch_size={loader.batch_size} is the batch of all of them together"
+            " (split_batches=False makes it each one's). A plain shuffle=True does the same",
+            stacklevel=4,
+        )
+
+
+def global_ids(loader: DataLoader[Any], start: int = 0) -> Iterator[list[Any]]:
+    """The ids of the loader's batches, from number `start` on; without batching, each id by itself. Loads nothing."""
+    batches = loader.batch_sampler
+    if batches is None:
+        yield from ([one] for one in _ids(undistributed(loader.sampler), start))
+    elif type(batches) is BatchSampler:
+        size, ids = batches.batch_size, _ids(undistributed(batches.sampler), start * batches.batch_size)
+        while len(batch := list(islice(ids, size))) == size or (batch and not batches.drop_last):
+            yield batch
+    else:
+        yield from map(list, islice(iter(batches), start, None))
+
+
+def _ids(sampler: Any, start: int) -> Iterator[Any]:
+    """The sampler's ids from number `start` on, without walking over the first ones where that is possible."""
+    if start and type(sampler) is SequentialSampler:
+        return iter(range(start, len(sampler.data_source)))
+    if start and type(sampler) is RandomSampler and not sampler.replacement:
+        size = len(sampler.data_source)
+        if size == sampler.num_samples:
+            return _permuted(sampler.generator, size, start)
+    return islice(iter(sampler), start, None)
+
+
+def _permuted(generator: torch.Generator | None, size: int, start: int) -> Iterator[int]:
+    """What a RandomSampler gives from number `start` on; its generator ends where the sampler would leave it."""
+    if generator is None:
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+    order = torch.randperm(size, generator=generator)
+    for first in range(start, size, 65536):
+        yield from order[first : first + 65536].tolist()
+    torch.randperm(size, generator=generator)
+
+
+class Shares(Sampler[list[Any]]):
+    """The batch sampler of one process: the ids of its share of each global batch.
+
+    A process without a share loads the batch's first sample, as a stand-in.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        Whose order is shared out.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        # The loader itself must not be kept: the copies below live as long as it does.
+        self._order = copy.copy(loader)
+        vars(self._order)["_iterator"] = None
+        self.seeded = False
+
+    def begin(self, layout: Layout, processes: Processes | None, start: int, key: str) -> deque[Share]:
+        """Get ready for an epoch; return the queue into which each batch's share will be put."""
+        self._layout, self._processes, self._start, self._key = layout, processes, start, key
+        self._queue: deque[Share] = deque()
+        return self._queue
+
+    def __len__(self) -> int:
+        whole = len(self._order)
+        return -(-whole // self._layout.loader_batches) - self._start
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        layout = self._layout
+        start = self._start * layout.loader_batches
+        batches = global_ids(self._order, start)
+        if not is_known(self._order):
+            batches = _asked(batches, self._processes)
+        while group := list(islice(batches, layout.loader_batches)):
+            yield Ids(self._mine(group), self._key)
+
+    def _mine(self, group: list[list[Any]]) -> list[Any]:
+        layout, samples = self._layout, sum(map(len, group))
+        if layout.split_batches or layout.shards:
+            start, stop = layout.mine(samples)
+            mine = list(islice(chain.from_iterable(group), start, stop))
+        else:
+            mine = group[layout.index] if layout.index < len(group) else []
+        self._queue.append(Share(samples, len(mine)))
+        return mine or group[0][:1]
+
+
+class SingleIds(Sampler[Ids]):
+    """The ids of a loader that does not batch, each with its key."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    def __iter__(self) -> Iterator[Ids]:
+        return iter(self._shares)  # type: ignore[arg-type]  # which gives Ids
+
+
+def _asked(batches: Iterator[list[Any]], processes: Processes | None) -> Iterator[list[Any]]:
+    """Ask a sampler that nothing is known about: on process 0 only, and with random streams of its own.
+
+    So it may draw, or look at whatever it wants, and still every process has the same batches for any number of
+    processes. This sends the ids of each batch.
+    """
+    streams = OwnStreams(draw_seed())
+    while True:
+        batch: list[Any] | None = None
+        if processes is None or processes.first:
+            with streams:
+                batch = next(batches, None)
+        if processes is not None:
+            batch = processes.from_first(batch)
+        if batch is None:
+            return
+        yield batch
+
+
+_copies: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+
+
+def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any], Shares]:
+    """Return a loader over this process's shares, with everything else as in `loader`; the same one every time.
+
+    Parameters
+    ----------
+    seeded : bool
+        Whether each sample is drawn with streams of its own.
+    """
+    like = _copies.get(loader)
+    if like is not None and isinstance(like.dataset, SeededSamples) == seeded:
+        sampler = like.batch_sampler or like.sampler
+        return like, sampler._shares if isinstance(sampler, SingleIds) else sampler  # type: ignore[return-value]
+    shares = Shares(loader)
+    dataset: Any = SeededSamples(loader.dataset) if seeded else loader.dataset
+    changes = {"dataset": dataset, "in_order": True, "_iterator": None}  # the queue of shares needs the order
+    changes |= {"sampler": SingleIds(shares)} if loader.batch_sampler is None else {"batch_sampler": shares}
+    like = _copies[loader] = like_loader(loader, **changes)
+    return like, shares
+
+
+def like_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """Return `loader`, of whatever subclass, with some attributes changed."""
+    like = copy.copy(loader)
+    vars(like).update(changes)  # into __dict__, since a DataLoader does not let its sampler be set
+    return like
+
+
+def in_dataset_order(loader: Iterable[Any]) -> Iterable[Any]:
+    """Return a loader over the same batches whose samples come in the dataset's order.
+
+    A loader that shuffles the whole dataset is walked in order; any other sampler is the user's choice and stays.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    batches = loader.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else loader.sampler
+    if isinstance(sampler, DistributedSampler):
+        data: Any = sampler.dataset
+    elif isinstance(sampler, RandomSampler) and not sampler.replacement:
+        data = sampler.data_source
+        if sampler.num_samples != len(data):
+            return loader
+    else:
+        return loader
+    order = SequentialSampler(data)
+    changes: dict[str, Any] = {"sampler": order, "_iterator": None, "persistent_workers": False}
+    if isinstance(batches, BatchSampler):
+        changes["batch_sampler"] = BatchSampler(order, batches.batch_size, batches.drop_last)
+    return like_loader(loader, **changes)
+
+
+def agree_on_generators(loader: Any, processes: Processes) -> None:
+    """Give the generators that a loader owns the state that they have on process 0."""
+    generators = generators_of(loader)
+    for generator, state in zip(generators, processes.from_first([g.get_state() for g in generators]), strict=False):
+        generator.set_state(state)

@@ -1,0 +1,97 @@
+"""Random augmentation that belongs to the sample: the same for any number of workers and processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from .seeding import OwnStreams, mix, seed_host
+
+_MARK = 1  # any seed does: what counts is that its first numbers are known
+
+
+class Ids(list[Any]):
+    """The ids of the samples to load, with what their random streams are derived from."""
+
+    def __init__(self, ids: Sequence[Any] = (), key: str = "") -> None:
+        super().__init__(ids)
+        self.key = key
+
+
+class SeededSamples(Dataset[Any]):
+    """A dataset whose samples are drawn with python's, numpy's and torch's generators set from (key, id).
+
+    The process's own streams are left as they were. A dataset that draws nothing costs one look a batch, and no
+    seeding: a batch is taken as it is if none of the three generators has moved. At the first that has, it is loaded
+    again sample by sample, and so is every later one.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With ``dataset[id]``, or ``dataset.__getitems__(ids)``.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._draws = False
+        self._streams: OwnStreams | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_streams": None}  # a worker has streams of its own
+
+    def __getitem__(self, ids: Ids) -> Any:
+        """One sample, of a loader that does not batch."""
+        return self.__getitems__(ids)[0]
+
+    def __getitems__(self, ids: Ids) -> list[Any]:
+        self._streams = self._streams or OwnStreams()
+        with self._streams:
+            if not self._draws:
+                seed_host(_MARK)
+                samples = _fetch(self.dataset, ids)
+                if _untouched():
+                    return samples
+                self._draws = True
+            samples = []
+            for one in ids:
+                seed_host(mix(ids.key, one))
+                samples += _fetch(self.dataset, [one])
+            return samples
+
+
+def _fetch(dataset: Any, ids: list[Any]) -> list[Any]:
+    """As torch's loader does it; some datasets load many samples at once."""
+    many = getattr(dataset, "__getitems__", None)
+    return list(many(list(ids))) if many else [dataset[one] for one in ids]
+
+
+def _untouched() -> bool:
+    """Whether no generator has given a number since it was seeded with the mark."""
+    return _next_numbers() == _FIRST
+
+
+def _next_numbers() -> tuple[float, ...]:
+    return random.random(), np.random.random_sample(), torch.rand((), dtype=torch.float64).item()
+
+
+with OwnStreams():
+    seed_host(_MARK)
+    _FIRST = _next_numbers()
+
+
+def draws_nothing(dataset: Any) -> bool:
+    """Whether a dataset is known to be without randomness, so that nothing needs to be watched."""
+    if type(dataset) is TensorDataset or isinstance(dataset, (list, tuple, range, str, np.ndarray, Tensor)):
+        return True
+    if type(dataset) is Subset:
+        return draws_nothing(dataset.dataset)
+    return type(dataset) is ConcatDataset and all(map(draws_nothing, dataset.datasets))

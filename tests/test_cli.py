@@ -15,8 +15,9 @@ FOLDER = Path(__file__).parents[1] / "accelerate_configs"
 GOOD = "distributed_type: 'NO'\nuse_cpu: true\n"
 SCRIPT = """
 import os, sys
-print(os.environ["ACCELERATE_USE_CPU"].lower(), os.environ.get("RANK", "-"), os.environ.get("WORLD_SIZE", "-"),
-      os.environ["ACCELERATE_MIXED_PRECISION"], *sys.argv[1:], flush=True)
+words = [os.environ.get(name, "-") for name in ("RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")]
+line = " ".join([os.environ["ACCELERATE_USE_CPU"].lower(), *words, *sys.argv[1:]])
+os.write(1, (line + "\\n").encode())  # in one piece, among those of other processes
 """
 
 

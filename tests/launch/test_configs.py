@@ -21,11 +21,17 @@ FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 GPUS = Machine("cuda", tuple("01234567"), 64, ("no", "fp16", "bf16"))
 
-REPORT = "import os; print(*(os.environ.get(k, '-') for k in ('RANK', 'WORLD_SIZE', 'ACCELERATE_USE_CPU')), flush=True)"
+# A line is written in one piece, so that those of several processes do not mix.
+REPORT = """
+import os
+words = [os.environ.get(name, "-") for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")]
+os.write(1, (" ".join(words) + "\\n").encode())
+"""
 STATE = """
+import os
 from accelerate import Accelerator
 a = Accelerator()
-print(a.process_index, a.num_processes, a.device.type, a.mixed_precision, flush=True)
+os.write(1, f"{a.process_index} {a.num_processes} {a.device.type} {a.mixed_precision}\\n".encode())
 a.end_training()
 """
 

@@ -62,6 +62,11 @@ def flag(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 
+def by_accelerate(env: Mapping[str, str]) -> bool:
+    """Whether ``accelerate launch`` started this process, be it the only one."""
+    return "ACCELERATE_DYNAMO_BACKEND" in env and "ACCELERATE_MIXED_PRECISION" in env
+
+
 def enter(env: MutableMapping[str, str], accelerators: int, grouped: bool = False) -> World:
     """Read what the launcher says; put SLURM's and MPI's words into torch's.
 

@@ -2,34 +2,445 @@
 
 from __future__ import annotations
 
+import os
+import random
+import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from tests.distributed import problem
+from tests.distributed.problem import Digits, Weighted, digits, loader, trainer_for
 
-TABLE = {
-    f"{kind}-{name}-{parts}-{samples}": partial(
-        dict, kind=kind, dtype=dtype, optimizer=optimizer, parts=parts, samples=samples
-    )
+RANK = int(os.environ.get("RANK", "0"))
+F64 = torch.float64
+
+TABLE = [
+    f"{kind}-{number}-{optimizer}-{parts}"
     for kind in ("mlp", "ln")
-    for name, dtype, optimizer in (
-        ("f32-sgd", torch.float32, "sgd"),
-        ("f64-sgd", torch.float64, "sgd"),
-        ("f64-adamw", torch.float64, "adamw"),
-    )
+    for number, optimizer in (("f32", "sgd"), ("f64", "sgd"), ("f64", "adamw"))
     for parts in (1, 2, 4)
-    for samples in (1797,)
-}
+]
 
 
-def table(kind, dtype, optimizer, parts, samples):
-    trainer = problem.trainer_for(kind, dtype, optimizer, gradient_accumulation_steps=parts)
-    held_out = problem.loader(359, dtype, shuffle=False)
-    trainer.run(problem.EPOCHS, problem.loader(samples, dtype), held_out)
+def train(batches, epochs: int = problem.EPOCHS, held_out=None, kind: str = "mlp", **options) -> dict:
+    trainer = trainer_for(kind, **options)
+    trainer.run(epochs, batches, held_out)
     return {"weights": problem.weights(trainer.model), "seen": trainer.seen, "rows": trainer.history.rows}
 
 
-def cases() -> dict[str, Callable[[], dict]]:
-    return {name: partial(table, **settings()) for name, settings in TABLE.items()}
+def table(name: str) -> dict:
+    kind, number, optimizer, parts = name.split("-")
+    dtype = torch.float32 if number == "f32" else F64
+    held_out = loader(359, dtype, shuffle=False)
+    options = {"kind": kind, "dtype": dtype, "optimizer": optimizer}
+    return train(loader(1797, dtype), held_out=held_out, gradient_accumulation_steps=int(parts), **options)
+
+
+# ---------------------------------------------------------------------- loaders
+
+
+class Lazy(Sampler):
+    """Draws from the global streams while it is walked, as many hand-written samplers do."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self):
+        for _ in range(self.size):
+            kind = random.randrange(3)
+            yield int(torch.randint(self.size, ())) if kind else int(np.random.randint(self.size))
+
+
+class Own(Sampler):
+    """Draws from a generator that nobody can set alike."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.random = size, np.random.default_rng()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self):
+        return iter(self.random.permutation(self.size).tolist())
+
+
+class Buckets(Sampler):
+    """A batch sampler of its own, with batches of other sizes."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self):
+        order = torch.randperm(100).tolist()
+        return iter([order[:31], order[31:32], order[32:34], order[34:]])
+
+
+class Stream(IterableDataset):
+    """Shuffles and augments as it goes; shares itself out over workers, not over processes."""
+
+    def __init__(self, samples: int = 203) -> None:
+        self.data = digits(samples, F64)
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        start, step = (info.id, info.num_workers) if info else (0, 1)
+        for i in range(start, len(self.data), step):
+            x, y, n = self.data[i]
+            yield x + 0.01 * torch.randn(64, dtype=F64), y, n
+
+
+class ByRank(Stream):
+    def __iter__(self):
+        for i in range(RANK, len(self.data), int(os.environ.get("WORLD_SIZE", "1"))):
+            yield self.data[i]
+
+
+class Augmented(Dataset):
+    """Draws from all three global generators."""
+
+    def __init__(self, samples: int = 203) -> None:
+        self.data = digits(samples, F64)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index):
+        x, y, n = self.data[index]
+        noise = torch.randn(64, dtype=F64) + random.random() + np.random.rand()
+        return x + 0.1 * noise, y, n
+
+
+class Batches(Dataset):
+    """Its items are batches."""
+
+    def __init__(self, samples: int = 203) -> None:
+        self.data = Augmented(samples)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index):
+        return torch.utils.data.default_collate([self.data[i] for i in range(index * 20, index * 20 + 13)])
+
+
+def some(**settings) -> DataLoader:
+    return loader(203, F64, **settings)
+
+
+def with_sampler(sampler: Sampler) -> DataLoader:
+    return some(shuffle=False, sampler=sampler)
+
+
+def list_of_batches() -> list:
+    return list(some(shuffle=False))
+
+
+class Generated:
+    """An iterable of batches without a length, which draws."""
+
+    def __iter__(self):
+        for x, y, n in some(shuffle=False):
+            yield x + 0.01 * torch.randn_like(x), y, n
+
+
+def per_rank_generator() -> DataLoader:
+    return some(generator=torch.Generator().manual_seed(100 + RANK))
+
+
+LOADERS: dict[str, Callable[[], object]] = {
+    "shuffled": some,
+    "in-order": partial(some, shuffle=False),
+    "drop-last": partial(some, drop_last=True),
+    "one-a-batch": partial(some, batch_size=1),
+    "two-a-batch": partial(some, batch_size=2),
+    "workers": partial(some, num_workers=2),
+    "persistent": partial(some, num_workers=1, persistent_workers=True),
+    "generator": lambda: some(generator=torch.Generator().manual_seed(3)),
+    "generator-by-rank": per_rank_generator,
+    "weighted-sampler": lambda: with_sampler(WeightedRandomSampler(torch.arange(203) + 1.0, 100)),
+    "subset-sampler": lambda: with_sampler(SubsetRandomSampler(range(3, 80))),
+    "replacement": lambda: with_sampler(RandomSampler(range(203), replacement=True, num_samples=77)),
+    "lazy-sampler": lambda: with_sampler(Lazy(99)),
+    "lazy-sampler-workers": lambda: some(shuffle=False, sampler=Lazy(99), num_workers=2),
+    "batch-sampler": lambda: DataLoader(digits(203, F64), batch_sampler=Buckets()),
+    "torch-batch-sampler": lambda: DataLoader(
+        digits(203, F64), batch_sampler=BatchSampler(SequentialSampler(range(75)), 32, False)
+    ),
+    "augmented": lambda: DataLoader(Augmented(), batch_size=32, shuffle=True),
+    "augmented-workers": lambda: DataLoader(Augmented(), batch_size=32, shuffle=True, num_workers=2),
+    "no-batching": lambda: DataLoader(Batches(), batch_size=None, shuffle=True),
+    "list": list_of_batches,
+    "generated": Generated,
+    "stream": lambda: DataLoader(Stream(), batch_size=32),
+    "stream-workers": lambda: DataLoader(Stream(), batch_size=32, num_workers=2),
+}
+
+
+def by_loader(name: str, parts: int) -> dict:
+    return train(LOADERS[name](), kind="dropout0", dtype=F64, gradient_accumulation_steps=parts)
+
+
+def own_sampler() -> dict:
+    """Not the same for every number of processes, nor from run to run, but each sample once, over all of them."""
+    return train(with_sampler(Own(203)), dtype=F64)
+
+
+def distributed_sampler() -> dict:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = train(with_sampler(DistributedSampler(range(203), world, RANK, seed=5)), dtype=F64)
+    return {**found, "said": [str(w.message) for w in said]}
+
+
+def per_process_batches(parts: int = 1) -> dict:
+    """Two processes take two of the loader's batches a step; one process gets them joined."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = loader(203, F64, batch_size=32 // world if world < 3 else 32)
+    return train(batches, dtype=F64, split_batches=False, gradient_accumulation_steps=parts)
+
+
+def weighted(parts: int, dtype: torch.dtype) -> dict:
+    return train(loader(300, dtype), trainer=Weighted, dtype=dtype, gradient_accumulation_steps=parts)
+
+
+def clipped() -> dict:
+    options = {"gradient_clip": 0.5, "gradient_accumulation_steps": 3, "scheduler_step_on_batch": True}
+    return train(loader(203, F64), dtype=F64, **options)
+
+
+# ---------------------------------------------------------------------- shards
+
+
+def sharded(kind: str, shards: int, trainer=Digits, data=None, **options) -> dict:
+    options = {"shards": shards, "gradient_clip": 1.0} | options
+    return train(data or loader(203), kind=kind, trainer=trainer, **options)
+
+
+class Sometimes(nn.Module):
+    """One layer is used by some shards only, one by none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes, self.never = nn.Linear(64, 10), nn.Linear(64, 10), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.always(x) + (self.sometimes(x) if x[0, 20] > 0.6 else 0)
+
+
+def sharded_sometimes() -> dict:
+    torch.manual_seed(0)
+    network = Sometimes()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    trainer = Digits(network, "cpu", optimizer=optimizer, log_bar=False, seed=0, shards=4)
+    trainer.run(2, loader(203))
+    return {"weights": problem.weights(network), "seen": trainer.seen, "rows": trainer.history.rows}
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+class Sevens(Digits):
+    """Seven samples whose mean loss is 13."""
+
+    def test_step(self, batch):
+        (x,) = batch
+        return {"loss": x.mean(), "x": x, "half": x.mean() / 2, "names": [f"n{int(v)}" for v in x], "output": x}
+
+    def metric_on_epoch_end(self):
+        log = self.log_test if self.mode == "test" else self.log_train
+        self.whole = torch.cat(log["x"]).tolist() if log["x"] else []
+        self.names = [name for names in log["names"] for name in names]
+        return {"n": len(self.whole), "first": self.whole[0] if self.whole else 0.0}
+
+
+def evaluation(batch_size: int) -> dict:
+    values = torch.tensor([1.0, 5.0, 20.0, 25.0, 30.0, 6.0, 4.0])
+    trainer = trainer_for(trainer=Sevens, mode="test")
+    data = DataLoader(TensorDataset(values), batch_size=batch_size, shuffle=True)
+    history = trainer.run(loader=data)
+    walked = [v.tolist() for v in trainer.inference(data)]
+    keys = {"rows": history.rows, "whole": trainer.whole, "names": trainer.names, "inference": walked}
+    return {**keys, "losses": trainer.get_loss_history("test")}
+
+
+def metric_objects(sets: bool) -> dict:
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+
+    class_metrics = {"top": MulticlassAccuracy(10, average="micro"), "auc": MulticlassAUROC(10)}
+    metrics = {**class_metrics, "all": MetricCollection([MulticlassAccuracy(10, average="macro")])}
+    trainer = trainer_for(trainer=WithOutputs, metrics=metrics)
+    held_out = {"many": loader(201, shuffle=False), "few": loader(2, shuffle=False)} if sets else loader(201)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No positive samples", UserWarning)
+        warnings.filterwarnings("ignore", "Metric `MulticlassAUROC` will save all", UserWarning)
+        trainer.run(2, loader(203), held_out)
+    return {"weights": problem.weights(trainer.model), "rows": trainer.history.rows}
+
+
+class WithOutputs(Digits):
+    def train_step(self, batch):
+        return self.test_step(batch)
+
+
+# ---------------------------------------------------------------------- stopping, refusing
+
+
+class Stopping(Digits):
+    """One process asks for the end; or its clock, or a loss that is no number, does."""
+
+    def logging(self, step_dict):
+        super().logging(step_dict)
+        time.sleep(0.01)
+        if self.progress_checker.get_step() == 5 and RANK == self._processes.count - 1:
+            self.stop("enough")
+
+
+def stopped_by_one() -> dict:
+    trainer = trainer_for(trainer=Stopping)
+    trainer.run(50, loader(203, batch_size=4))
+    return {"steps": trainer.progress_checker.get_step(), "reason": trainer.stop_reason}
+
+
+def stopped_by_clock() -> dict:
+    trainer = trainer_for(trainer=Digits)
+    trainer.run(max_time="1.5s", loader=loader(203, batch_size=4), valid_loader=loader(20), valid_every="0.4s")
+    return {"steps": trainer.progress_checker.get_step(), "reason": trainer.stop_reason, "many": len(trainer.history)}
+
+
+class Diverging(Digits):
+    def train_step(self, batch):
+        values = super().train_step(batch)
+        bad = self.progress_checker.get_step() >= 5 and RANK == self._processes.count - 1
+        return {**values, "loss": values["loss"] * (float("nan") if bad else 1.0)}
+
+
+def stopped_by_nan() -> dict:
+    trainer = trainer_for(trainer=Diverging, on_nan="stop")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.run(5000, loader(203, batch_size=4))
+    return {"reason": trainer.stop_reason[:12], "said": len(said) > 0}
+
+
+def refused(kind: str) -> dict:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        if kind == "length":
+            trainer_for().run(1, loader(100 + 50 * RANK))
+        elif kind == "stream":
+            trainer_for(dtype=F64).run(1, DataLoader(ByRank(), batch_size=32))
+        elif kind == "shards":
+            trainer_for(shards=3 * world + 1 if world > 1 else 0)
+        elif kind == "uncut":
+            trainer_for().run(1, [["a", "b"]])
+    except (ValueError, TypeError) as error:
+        return {"error_text": str(error)}
+    return {"error_text": ""}
+
+
+# ---------------------------------------------------------------------- weights, seeds, sharded models
+
+
+def files(folder: str) -> dict:
+    """Every process calls the same methods; only one of them writes."""
+    trainer = trainer_for(seed=None)
+    trainer.run(2, loader(203), loader(40))
+    path = os.path.join(folder, f"weights-{trainer._processes.count}.safetensors")
+    trainer.save_model(path)
+    trainer.apply_weights(path)
+    trainer.apply_weights()
+    return {"seed": trainer.seed, "best": trainer.weight_buffer["epoch"], "main": trainer.is_main_process}
+
+
+def other_weights() -> dict:
+    """A script that seeds each process differently still trains one model: process 0's."""
+    trainer = trainer_for()
+    torch.manual_seed(50 + RANK)
+    for parameter in trainer.model.parameters():
+        nn.init.normal_(parameter, std=0.1) if RANK else None
+    return {"weights": problem.weights(trainer.model)}
+
+
+def fully_sharded(parts: int) -> dict:
+    """FSDP2 by torch's own fully_shard, on a mesh of CPU processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer_for()  # makes the process group
+    network = problem.model("ln", F64)
+    if world > 1:
+        mesh = init_device_mesh("cpu", (world,))
+        fully_shard(network[0], mesh=mesh)
+        fully_shard(network, mesh=mesh)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    options = {"gradient_clip": 0.5, "gradient_accumulation_steps": parts}
+    trainer = Digits(network, "cpu", optimizer=optimizer, log_bar=False, seed=0, **options)
+    trainer.run(2, loader(203, F64), loader(41, F64, batch_size=2))
+    trainer.apply_weights()
+    whole = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in network.state_dict().items()}
+    return {"weights": whole, "seen": trainer.seen, "rows": trainer.history.rows}
+
+
+def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
+    found: dict[str, Callable[[], dict]] = {name: partial(table, name) for name in TABLE}
+    found |= {f"loader-{name}-{parts}": partial(by_loader, name, parts) for name in LOADERS for parts in (1, 3)}
+    found |= {f"weighted-{p}-{d}": partial(weighted, p, t) for p in (1, 2, 4) for d, t in
+              (("f32", torch.float32), ("f64", F64))}  # fmt: skip
+    found |= {f"shards-{kind}-{n}": partial(sharded, kind, n) for kind in ("mlp", "dropout") for n in (4, 8, 12)}
+    # BatchNorm needs two samples a shard, at least.
+    found |= {f"shards-bn-{n}": lambda n=n: sharded("bn", n, data=loader(203, drop_last=True)) for n in (4, 8, 12)}
+    found |= {
+        "shards-weighted": partial(sharded, "dropout", 8, Weighted),
+        "shards-augmented": lambda: sharded(
+            "dropout", 8, data=DataLoader(Augmented32(), batch_size=32, shuffle=True)
+        ),
+        "shards-list": lambda: sharded("dropout", 8, data=list(loader(203, shuffle=False))),
+        "shards-sometimes": sharded_sometimes,
+        "own-sampler": own_sampler,
+        "distributed-sampler": distributed_sampler,
+        "per-process": per_process_batches,
+        "per-process-3": partial(per_process_batches, 3),
+        "clipped": clipped,
+        "metrics": partial(metric_objects, False),
+        "metrics-sets": partial(metric_objects, True),
+        "stopped-by-one": stopped_by_one,
+        "stopped-by-clock": stopped_by_clock,
+        "stopped-by-nan": stopped_by_nan,
+        "files": partial(files, folder),
+        "other-weights": other_weights,
+        "fsdp2-1": partial(fully_sharded, 1),
+        "fsdp2-3": partial(fully_sharded, 3),
+    }
+    found |= {f"evaluation-{size}": partial(evaluation, size) for size in (1, 2, 3, 7)}
+    found |= {f"refused-{kind}": partial(refused, kind) for kind in ("length", "stream", "shards", "uncut")}
+    return found
+
+
+class Augmented32(Augmented):
+    def __getitem__(self, index):
+        x, y, n = super().__getitem__(index)
+        return x.float(), y, n

@@ -27,6 +27,7 @@ def model(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         "mlp": [],
         "ln": [nn.LayerNorm(32)],
         "dropout": [nn.Dropout(0.3)],
+        "dropout0": [nn.Dropout(0.0)],
         "bn": [nn.BatchNorm1d(32), nn.Dropout(0.3)],
     }[kind]
     return nn.Sequential(nn.Linear(64, 32), *between, nn.ReLU(), nn.Linear(32, 10)).to(dtype)

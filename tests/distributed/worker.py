@@ -16,7 +16,7 @@ def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     rank = os.environ.get("RANK", "0")
-    known = cases()
+    known = cases(folder)
     for name in names:
         try:
             found = known[name]()

@@ -108,7 +108,7 @@ class ShardSum:
 
     def micros(self, window: Window, parameters: list[nn.Parameter]) -> Iterator[Micro]:
         """The shards that have samples, each to be followed by its backward; then set the gradients of all."""
-        pack = _Pack(parameters, [b for b in self._model.buffers() if b.dtype.is_floating_point])
+        pack = _Pack(parameters, [b for b in self._model.buffers() if b.dtype != torch.bool and not b.is_complex()])
         branches, branch = list[Node](), list[Node]()
         for micro in window.micros:
             if micro.samples:
@@ -137,7 +137,8 @@ class _Pack:
                 self._groups[parameter.dtype].append(parameter)
         self._parameters = [p for group in self._groups.values() for p in group]
         self._buffers, self._before = buffers, [b.detach().clone() for b in buffers]
-        self._wide = reduce(torch.promote_types, (b.dtype for b in buffers), torch.float32)
+        kinds = [b.dtype for b in buffers if b.dtype.is_floating_point]
+        self._wide = reduce(torch.promote_types, kinds, torch.float32)
         self._complete = False
 
     def take(self, weight: float) -> Node:
@@ -165,6 +166,7 @@ class _Pack:
             parameter.grad = piece.view_as(parameter) if exists else None
         movements = moved.split([b.numel() for b in self._buffers]) if self._buffers else ()
         for buffer, start, by in zip(self._buffers, self._before, movements, strict=True):
+            by = by if start.dtype.is_floating_point else by.round()  # a counter counts the same in every shard
             buffer.copy_(start + by.view_as(start).to(start.dtype))
 
 

@@ -22,7 +22,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"_version", "document", "schema", "machine", "slurm"},
     {"keys", "rules", "cluster"},
-    {"check", "resolve", "doctor", "environment", "start", "workers", "launch"},
+    {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "launch"},
     {"compose", "batch", "seeding", "schedule", "progress", "weights", "checkpoint"},
     {"plan", "history", "evaluation", "plots"},
     {"checks", "banner"},

@@ -214,6 +214,12 @@ def test_the_command_line_goes_before_the_file():
     }  # fmt: skip
 
 
+def test_several_cpu_processes_stay_on_the_cpu():
+    document = Document({"distributed_type": "MULTI_CPU", "num_processes": 1})
+    override(document, {"num_processes": 2})
+    assert document.values == {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True}
+
+
 def test_devices_are_named_as_the_variable_does():
     assert name_visible(2, "5, 7") == ("5", "7")
     assert name_visible(2, None) == ("0", "1")

@@ -132,6 +132,8 @@ def override(document: Document, options: Mapping[str, Any]) -> None:
     given = {key: value for key, value in options.items() if value is not None}
     document.values.update(given)
     kind = document.values.get("distributed_type")
+    if kind == "MULTI_CPU":
+        document.values.setdefault("use_cpu", True)
     if given.get("num_processes", 1) > 1 and kind in ("NO", "MULTI_CPU"):
         document.values["distributed_type"] = "MULTI_GPU"  # the only way in which Accelerate starts several
 

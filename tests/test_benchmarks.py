@@ -1,0 +1,61 @@
+"""The benchmarks run, and what they compare does the same work; their figures mean nothing here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """Runs a benchmark quickly, and returns what it found."""
+
+    def run(name):
+        file = tmp_path / f"{name}.json"
+        command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--quick", "--json", str(file)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found, done.stdout
+
+    return run
+
+
+def names(rows):
+    assert all(row["us"] > 0 for row in rows)
+    return [row["row"] for row in rows]
+
+
+def test_processes(quick):
+    found, shown = quick("processes")
+    for rows in found["models"].values():
+        assert {"ddp", "zae-engine", "ddp+clip", "zae-engine+clip", "accelerate"} <= set(names(rows))
+        assert max(row["weight_difference"] for row in rows) < 1e-5
+    assert "note:" not in shown
+
+
+def test_skipping(quick):
+    found, _ = quick("skipping")
+    assert len(found) == 4
+    for rows in found.values():
+        assert names(rows)[:2] == ["from 0", "from 10,000"]
+
+
+def test_seeded(quick):
+    found, _ = quick("seeded")
+    assert list(found) == ["0", "2"]
+    for rows in found.values():
+        assert names(rows)[:2] == ["TensorDataset", "TensorDataset, seeded"]
+        assert len(rows) == 10
+
+
+def test_shards(quick):
+    found, _ = quick("shards")
+    assert list(found) == ["1 process", "2 processes"]
+    for models in found.values():
+        (rows,) = models.values()
+        assert {"plain", "shards=4", "shards=8"} <= set(names(rows))

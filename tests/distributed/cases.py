@@ -375,13 +375,17 @@ def files(folder: str) -> dict:
     return {"seed": trainer.seed, "best": trainer.weight_buffer["epoch"], "main": trainer.is_main_process}
 
 
-def other_weights() -> dict:
+def other_weights(sharded_too: bool) -> dict:
     """A script that seeds each process differently still trains one model: process 0's."""
-    trainer = trainer_for()
-    torch.manual_seed(50 + RANK)
-    for parameter in trainer.model.parameters():
-        nn.init.normal_(parameter, std=0.1) if RANK else None
-    return {"weights": problem.weights(trainer.model)}
+    network = problem.model("ln")
+    if RANK:
+        torch.manual_seed(50 + RANK)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    shards = {"shards": 12} if sharded_too else {}
+    trainer = Digits(network, "cpu", optimizer=optimizer, log_bar=False, **shards)
+    return {"weights": problem.weights(trainer.model), "seed": trainer.seed}
 
 
 def fully_sharded(parts: int) -> dict:
@@ -415,9 +419,7 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
     found |= {f"shards-bn-{n}": lambda n=n: sharded("bn", n, data=loader(203, drop_last=True)) for n in (4, 8, 12)}
     found |= {
         "shards-weighted": partial(sharded, "dropout", 8, Weighted),
-        "shards-augmented": lambda: sharded(
-            "dropout", 8, data=DataLoader(Augmented32(), batch_size=32, shuffle=True)
-        ),
+        "shards-augmented": lambda: sharded("dropout", 8, data=DataLoader(Augmented32(), batch_size=32, shuffle=True)),
         "shards-list": lambda: sharded("dropout", 8, data=list(loader(203, shuffle=False))),
         "shards-sometimes": sharded_sometimes,
         "own-sampler": own_sampler,
@@ -431,7 +433,8 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "stopped-by-clock": stopped_by_clock,
         "stopped-by-nan": stopped_by_nan,
         "files": partial(files, folder),
-        "other-weights": other_weights,
+        "other-weights": partial(other_weights, False),
+        "other-weights-shards": partial(other_weights, True),
         "fsdp2-1": partial(fully_sharded, 1),
         "fsdp2-3": partial(fully_sharded, 3),
     }

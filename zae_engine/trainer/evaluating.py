@@ -22,6 +22,7 @@ from .records import Records
 from .sampling import Layout, in_dataset_order
 from .schedule import Interval
 from .seeding import generators_kept, set_streams
+from .verify import Verification, verify
 
 Loader = Iterable[Any]
 Step = Callable[[Any], dict[str, Any]]
@@ -123,6 +124,43 @@ class Evaluating(Records):
         finally:
             self.toggle(mode)
         return self._whole(outputs)
+
+    def verify(self, loader: Loader, steps: int = 3) -> Verification:
+        """Replay a few batches whole and in pieces, and say whether `train_step` gives the same gradients.
+
+        What is the same in pieces trains the same model on any number of processes and micro-batches. It runs on a copy
+        of the model on the CPU, in float64, so that rounding and real differences are told apart; in float32 when the
+        step cannot run in float64. The trainer, its model, optimizer, logs, random streams and the loader's generators
+        stay as they are. Of several processes, each verifies for itself.
+
+        Parameters
+        ----------
+        loader : DataLoader or iterable of batches
+            Its first batches are taken; a sampler that counts by itself goes on from there.
+        steps : int
+            How many batches.
+
+        Returns
+        -------
+        Verification
+            True when the step is invariant, else with the first parameter whose gradient differs, and the cause.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            When the batches cannot be cut, the model cannot be copied, or the step does not run on the CPU.
+
+        Notes
+        -----
+        What is compared are the parameters and buffers of `self.model`; whatever else has parameters to train has to be
+        its submodule. Other modules and tensors that the step reaches by `self` are copied along; a model that it calls
+        by another name is not.
+
+        Examples
+        --------
+        >>> assert trainer.verify(loader), trainer.verify(loader).cause
+        """
+        return verify(self, loader, steps)
 
     def _whole(self, outputs: dict[int, Any]) -> list[Any]:
         everyone = self._processes.gather(outputs)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from .batch import to_cpu
+from .processes import Processes
 
 _NEEDED = ("update", "compute", "reset")
 
@@ -36,36 +38,61 @@ class Measures:
     ----------
     metrics : dict of str to metric
     device : torch.device
+    processes : Processes
     """
 
-    def __init__(self, metrics: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, metrics: dict[str, Any], device: torch.device, processes: Processes) -> None:
         self._metrics = {name: _on(copy.deepcopy(metric), device) for name, metric in metrics.items()}
+        self._processes, self._updated = processes, False
+        for name, metric in self._metrics.items():
+            if processes.count > 1 and not all(hasattr(member, "process_group") for member in _members(metric)):
+                raise TypeError(
+                    f"metrics[{name!r}], a {type(metric).__name__}, does not synchronise over {processes.count}"
+                    " processes; give one of torchmetrics, or compute it in metric_on_epoch_end from the logs"
+                )
 
     def reset(self) -> None:
         """Begin an epoch."""
+        self._updated = False
         for metric in self._metrics.values():
             metric.reset()
 
     def update(self, values: dict[str, Any], step: str) -> None:
         """Take the ``"output"`` and ``"target"`` of what a step returned."""
-        if not self._metrics or not values:
+        if not self._metrics:
             return
         if "output" not in values or "target" not in values:
             had = ", ".join(map(repr, values))
             raise KeyError(f"metrics= needs 'output' and 'target' in what {step} returns; it returned {had}")
+        self._updated = True
         for metric in self._metrics.values():
             metric.update(values["output"], values["target"])
 
     def compute(self) -> dict[str, Any]:
         """The epoch's value of each; a collection's under ``name_key``."""
+        if not self._metrics:
+            return {}
+        # Lists of nothing cannot be gathered: processes that had no share of a small set get the others' values.
+        having = sum(self._processes.gather(self._updated))  # the first ones, since they get the larger shares
+        if having < self._processes.count:
+            group = torch.distributed.new_group(range(having))
+            for member in (m for metric in self._metrics.values() for m in _members(metric)):
+                member.process_group = group if self._processes.index < having else None
+        return self._processes.from_first(self._computed() if self._processes.index < having else {})
+
+    def _computed(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        with warnings.catch_warnings():
-            # A process may have had no share of a small set; the others' states make up for it.
-            warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
-            for name, metric in self._metrics.items():
-                value = metric.compute()
-                found |= {f"{name}_{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
-        return found
+        for name, metric in self._metrics.items():
+            value = metric.compute()
+            found |= {f"{name}_{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
+            for member in _members(metric):
+                member.process_group = None
+        return {key: to_cpu(value) for key, value in found.items()}
+
+
+def _members(metric: Any) -> list[Any]:
+    """The metrics of a collection, or the metric itself."""
+    return list(metric.values()) if callable(getattr(metric, "values", None)) else [metric]
 
 
 def _on(metric: Any, device: torch.device) -> Any:

@@ -263,8 +263,8 @@ class BatchPlan:
         micro_batches = _many(layout.micro_batches, "micro-batch", "es")
         if size is None:
             return f"batches as the loader gives them, in {micro_batches}{on}"
-        each = -(-size // (layout.processes * layout.micro_batches))
-        return f"batch {size} = {_many(layout.processes, 'process', 'es')} × {micro_batches} × {_many(each, 'sample')}"
+        samples = _many(-(-size // (layout.processes * layout.micro_batches)), "sample")
+        return f"batch {size} = {_many(layout.processes, 'process', 'es')} × {micro_batches} × {samples}"
 
 
 def _micros(batch: Any, sizes: list[int], why: str) -> list[Micro]:

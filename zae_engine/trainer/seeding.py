@@ -89,16 +89,16 @@ class OwnStreams:
             seed_host(seed)
 
     def __enter__(self) -> None:
-        self._outside = random.getstate(), torch.default_generator.get_state(), np.random.get_bit_generator()
+        self._outside = random.getstate(), torch.default_generator.get_state(), np.random.get_bit_generator()  # type: ignore[attr-defined]  # it is public
         random.setstate(self._inside[0])
         torch.default_generator.set_state(self._inside[1])
-        np.random.set_bit_generator(self._numpy)
+        np.random.set_bit_generator(self._numpy)  # type: ignore[attr-defined]
 
     def __exit__(self, *exception: object) -> None:
         self._inside = random.getstate(), torch.default_generator.get_state()
         random.setstate(self._outside[0])
         torch.default_generator.set_state(self._outside[1])
-        np.random.set_bit_generator(self._outside[2])
+        np.random.set_bit_generator(self._outside[2])  # type: ignore[attr-defined]
 
 
 @contextmanager

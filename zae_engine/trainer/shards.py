@@ -161,10 +161,10 @@ class _Pack:
         # Where one shard had all gradients, all are there. To look at the sum would wait for the device.
         has = [True] * len(self._parameters) if self._complete else there.bool().tolist()
         pieces = (piece for group, column in zip(self._groups.values(), flat, strict=True)
-                  for piece in column.split([p.numel() for p in group]))  # fmt: skip
+                  for piece in torch.split(column, [p.numel() for p in group]))  # fmt: skip
         for parameter, piece, exists in zip(self._parameters, pieces, has, strict=True):
             parameter.grad = piece.view_as(parameter) if exists else None
-        movements = moved.split([b.numel() for b in self._buffers]) if self._buffers else ()
+        movements = torch.split(moved, [b.numel() for b in self._buffers]) if self._buffers else ()
         for buffer, start, by in zip(self._buffers, self._before, movements, strict=True):
             by = by if start.dtype.is_floating_point else by.round()  # a counter counts the same in every shard
             buffer.copy_(start + by.view_as(start).to(start.dtype))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -14,22 +12,22 @@ from torch.optim import Optimizer
 
 from . import checks
 from .agreement import Agreement, refuse_different
-from .banner import banner, epoch_line, farewell
+from .banner import banner, farewell
 from .batch import merge, place, snapshot
 from .compose import AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, make_accelerator, resolve_accumulation
-from .evaluating import Evaluating
 from .gathering import put_together
 from .history import History
 from .metrics import Measures, check_metrics
+from .pacing import Pacing
 from .plan import Window, named
 from .processes import Processes, is_sharded
-from .progress import SilentBar, make_bar
+from .progress import make_bar
 from .sampling import Layout, set_epoch, warn_of_distributed
-from .schedule import Budget, Duration, Interval, step_scheduler
+from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
 from .shards import ShardSum, check_shards
-from .update import StepModule, evaluation_of, forward_of, make_update, prepare
+from .update import StepModule, evaluation_of, forward_of, make_update, prepare, with_synced_batchnorm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +36,7 @@ T = TypeVar("T", bound="Trainer")
 Loader = Iterable[Any]
 
 
-class Trainer(Evaluating):
+class Trainer(Pacing):
     """Trains a model from two methods that you write, `train_step` and `test_step`.
 
     Parameters
@@ -150,9 +148,7 @@ class Trainer(Evaluating):
         self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
-        self.accelerator = make_accelerator(
-            device, mixed_precision, **({"kwargs_handlers": kwargs_handlers} if kwargs_handlers else {})
-        )
+        self.accelerator = make_accelerator(device, mixed_precision, kwargs_handlers)
         self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
         self._processes = Processes(self.accelerator)
         self.seed = self._processes.from_first(self.seed)
@@ -162,7 +158,7 @@ class Trainer(Evaluating):
         )
         here = (self._processes.count, self._processes.index)
         self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, split_batches)
-        self._measures = {mode: Measures(self.metrics, self.device) for mode in checks.MODES}
+        self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}
         self._start_records(monitor, monitor_mode, on_nan)
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
 
@@ -179,7 +175,10 @@ class Trainer(Evaluating):
         if self._prepared_for == (self.model, self.optimizer):
             return
         self.accelerator.free_memory()
-        prepared = prepare(self.accelerator, StepModule(self.model), self.optimizer, self.shards is not None)
+        if self.sync_batchnorm and self._processes.count > 1:
+            self.model = with_synced_batchnorm(self.model, self.device)
+        module, apart = StepModule(self.model), self.shards is not None
+        prepared = prepare(self.accelerator, module, self.optimizer, self.gradient_clip, apart)
         self._prepared, self._prepared_optimizer = prepared
         if self.shards is not None:
             self._processes.same_weights(self.model)  # as DistributedDataParallel does
@@ -349,53 +348,6 @@ class Trainer(Evaluating):
         window.values = merge(results, window.weights) if results else {}
         if norm is not None and results:
             window.values.setdefault("grad_norm", norm)
-
-    def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
-        """Between two steps: validate if it is due; return whether the run ends here."""
-        step = self.progress_checker.get_step() - 1
-        due = self._validation.at_step(step)
-        if due or self._agreement.due(step):
-            due |= self._settle(step)
-        if due and self._valid_sets:
-            self.train_metrics.clear()
-            self.train_metrics.update(self.log_train.means())
-            with bar.standing():
-                tested = self._validate(**kwargs)
-            if tested:
-                row = self._take_stock(self.progress_checker.get_epoch(), tested)
-                bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
-            self._settle(step)
-        self._stop_reason = self._stop_reason or self._budget.spent(step)
-        return self._stop_reason is not None
-
-    def _settle(self, step: int) -> bool:
-        """Agree with the other processes on whether to stop; return whether it is time for a validation."""
-        wish, clock = self._agreement.settle(step, self._wish or self._budget.late(), self._validation.late())
-        self._stop_reason = self._stop_reason or wish or self._budget.spent(step)
-        return clock
-
-    # ------------------------------------------------------------------ between epochs
-
-    def _end_epoch(self, epoch: int, **kwargs: Any) -> str:
-        """Validate, record, step the scheduler and count, after one epoch of `run`; return a line about it."""
-        if self._batches == 0:
-            warnings.warn("the loader gave no batch, so nothing was done; the run ends here", stacklevel=3)
-            self._stop_reason = "the loader gave no batch"
-            return self._stop_reason
-        training, speed, step = self.mode == "train", self._speed, self.progress_checker.get_step() - 1
-        self._settle(step)
-        last = self._stop_reason is not None or epoch + 1 >= self._budget.last_epoch
-        due = training and self._validation.at_epoch(epoch + 1, last)
-        tested = due and self._tested_step != step and self._validate(**kwargs)
-        row = self._take_stock(epoch + 1 if training else self.progress_checker.get_epoch() - 1, tested or not training)
-        if training:
-            if self.scheduler is not None and not self.scheduler_step_on_batch:
-                step_scheduler(self.scheduler, self._tested_loss if self._valid_sets else row.get("train_loss"))
-                self._tested_loss = None
-            self.progress_checker.update_epoch()
-        self._settle(step)
-        self._epoch_began = time.perf_counter()
-        return epoch_line(self._title if training else f"{self._title} test", row, speed)
 
     # ------------------------------------------------------------------ what the user writes, and inference
 

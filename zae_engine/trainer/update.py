@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
@@ -52,19 +53,24 @@ def forward_of(prepared: nn.Module) -> Callable[[Step, Any], dict[str, Any]]:
     return _call if type(prepared) is StepModule and "forward" not in vars(prepared) else prepared
 
 
-def prepare(accelerator: Accelerator, module: StepModule, optimizer: Optimizer | None, apart: bool) -> tuple[Any, Any]:
+def prepare(
+    accelerator: Accelerator, module: StepModule, optimizer: Optimizer | None, max_norm: float, apart: bool
+) -> tuple[Any, Any]:
     """Return module and optimizer as Accelerate prepares them.
 
     Parameters
     ----------
     module : StepModule
     optimizer : Optimizer or None
+    max_norm : float
+        What DeepSpeed, whose engine clips by itself, clips to.
     apart : bool
         Leave out what exchanges gradients, because the trainer does it.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # Only for its reports of speed; it would ask a prepared loader, and there is none.
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = 1  # for its reports of speed; it would ask a prepared loader
+        settings["gradient_clipping"] = max_norm
     if not apart and not is_sharded(module.model):
         prepared: tuple[Any, Any] = accelerator.prepare(module, optimizer)  # a None stays None
         return prepared
@@ -72,9 +78,20 @@ def prepare(accelerator: Accelerator, module: StepModule, optimizer: Optimizer |
     return whole, None if optimizer is None else accelerator.prepare_optimizer(optimizer)
 
 
+def with_synced_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with BatchNorm over all processes, on the same parameters."""
+    if device.type == "cpu":
+        raise ValueError(
+            "sync_batchnorm=True needs GPUs, since torch's SyncBatchNorm does not run on the CPU; leave it out there,"
+            " and take GroupNorm, or shards=, for the same model on any number of processes"
+        )
+    synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synced
+
+
 def evaluation_of(prepared: nn.Module) -> nn.Module:
     """What to evaluate in: inside DistributedDataParallel, whose forward would wait for the other processes."""
-    return prepared.module if isinstance(prepared, DistributedDataParallel) else prepared  # type: ignore[no-any-return]
+    return prepared.module if isinstance(prepared, DistributedDataParallel) else prepared
 
 
 class DelegatedUpdate:
@@ -137,7 +154,7 @@ class DelegatedUpdate:
     @contextmanager
     def _apart(self) -> Iterator[None]:
         """Inside, a backward adds to this process's gradients only."""
-        sharded = [m for m in self.prepared.modules() if hasattr(m, "set_requires_gradient_sync")]  # FSDP2's
+        sharded: list[Any] = [m for m in self.prepared.modules() if hasattr(m, "set_requires_gradient_sync")]  # FSDP2's
         self.accelerator.gradient_state._set_sync_gradients(False)  # by which DeepSpeed's backward knows not to step
         try:
             with self.accelerator.no_sync(self.prepared) if not sharded else nullcontext():

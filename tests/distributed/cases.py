@@ -314,7 +314,7 @@ class Stopping(Digits):
     def logging(self, step_dict):
         super().logging(step_dict)
         time.sleep(0.01)
-        if self.progress_checker.get_step() == 5 and RANK == self._processes.count - 1:
+        if self.progress_checker.get_step() == 5 and self._processes.count - 1 == RANK:
             self.stop("enough")
 
 
@@ -333,7 +333,7 @@ def stopped_by_clock() -> dict:
 class Diverging(Digits):
     def train_step(self, batch):
         values = super().train_step(batch)
-        bad = self.progress_checker.get_step() >= 5 and RANK == self._processes.count - 1
+        bad = self.progress_checker.get_step() >= 5 and self._processes.count - 1 == RANK
         return {**values, "loss": values["loss"] * (float("nan") if bad else 1.0)}
 
 

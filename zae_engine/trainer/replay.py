@@ -285,9 +285,10 @@ class _Copies:
     def _one(self, value: Any) -> Any:
         if not isinstance(value, (nn.Module, Tensor)):
             return value
-        leaf = isinstance(value, nn.Module) or value.is_leaf
-        self._made.append(copy.deepcopy(value, self._memo) if leaf else value.detach().clone())
-        return self._made[-1]
+        computed = isinstance(value, Tensor) and not value.is_leaf  # which has no deep copy
+        made = value.detach().clone() if computed else copy.deepcopy(value, self._memo)  # type: ignore[operator]
+        self._made.append(made)
+        return made
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor of the copies."""

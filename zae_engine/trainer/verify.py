@@ -22,23 +22,23 @@ from .replay import COARSE_FLOOR, CPU, CannotRunError, Replay, differences
 from .sampling import like_loader
 from .seeding import generators_kept, set_streams, streams_kept
 
-_SAME = "makes even that the same on every number of processes that divides it"
-_SHARDS = f"shards=N {_SAME}"
-_FIRST_NORM = "FIRST"
-_STATISTICS = f"BatchNorm ({_FIRST_NORM} first) takes its statistics over a piece; take GroupNorm or LayerNorm, or"
+_NORM = "NAME"
 _CAUSES = {
-    "dropout": f"dropout draws other masks for a piece than for the whole batch; {_SHARDS}",
-    "norms": f"{_STATISTICS} sync_batchnorm=True for processes on GPUs. {_SHARDS}",
-    "random": f"the step draws random numbers, which are others for a piece than for the whole batch; {_SHARDS}",
-    "sum": "the loss is a sum over the samples, not their mean; return the mean (reduction='mean')",
-    "items": "the loss is a mean over something else than the samples (unmasked tokens, class weights); return of how"
-    " many, or of which sum of weights, it is the mean: {'loss': loss, 'num_items': mask.sum()}",
-    "wrong items": "'num_items' is not what the loss is the mean of; return the number by which the step divides",
-    "buffers": f"the forward moves a buffer by what is in the batch; {_SHARDS}",
-    "other": "the loss is not the mean of its samples' losses; return that, or what it is the mean of as 'num_items'",
-    "couples": "a sample's loss depends on the other samples of its batch (in-batch negatives, statistics of the"
-    f" batch), so that each way to cut is another training; {_SHARDS}",
+    "dropout": "dropout draws other masks for a piece than for the whole batch",
+    "norms": f"BatchNorm ({_NORM} first) takes its statistics over a piece: take GroupNorm or LayerNorm, or"
+    " sync_batchnorm=True for processes on GPUs",
+    "random": "the step draws random numbers, others for a piece than for the whole batch",
+    "buffers": "the forward moves a buffer by what is in the batch",
+    "couples": "a sample's loss depends on the others in its batch (in-batch negatives, statistics of the batch)",
+    "sum": "the loss is a sum over the samples: return their mean (reduction='mean')",
+    "items": "the loss is a mean over something else than the samples (unmasked tokens, class weights): return of how"
+    " many, or of which sum of weights, it is the mean, {'loss': loss, 'num_items': mask.sum()}",
+    "wrong items": "'num_items' is not what the loss is the mean of: return the number by which the step divides",
+    "empty": "the gradient is not finite for a piece, as of a mean over none: divide by mask.sum().clamp(min=1), and"
+    " return mask.sum() as 'num_items'",
+    "other": "the loss is not the mean of its samples' losses: return that, or what it is the mean of as 'num_items'",
 }
+_FIXED_BY_SHARDS = {"dropout", "norms", "random", "buffers", "couples"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +79,7 @@ class Verification:
                 f" (in {self.precision}; relative differences up to {self.difference:.0e})"
             )
         what = f"{self.tensor} differs by {self.difference:.1e}, relatively," if self.tensor else "the step fails"
-        return f"not invariant: {what} when a batch is cut into {self.pieces} (in {self.precision})\n{self.cause}"
+        return f"not invariant: {what} when a batch is cut into {self.pieces} (in {self.precision});\n{self.cause}"
 
 
 def verify(trainer: Any, loader: Any, steps: int) -> Verification:
@@ -158,16 +158,22 @@ def _cuts(samples: int) -> list[list[int]]:
 
 def _cause(replay: Replay, batch: Any, sizes: list[int], tensor: str | None) -> str:
     """Take away, one after the other, what usually couples a batch's samples, until the difference is gone."""
-    words = {name: text.replace(_FIRST_NORM, repr(next(iter(replay.norms), ""))) for name, text in _CAUSES.items()}
-    if replay.shards:
-        words = {name: text.replace(_SHARDS, f"here, shards={replay.shards} {_SAME}") for name, text in words.items()}
     for without in (["dropout"], ["norms"], ["dropout", "norms"]) if replay.norms else (["dropout"],):
         difference = replay.compare(batch, sizes, replay.whole(batch, without), without)[1]
         if difference <= replay.tolerance:
-            return ". Also, ".join(words[name] for name in without)
+            return _said(replay, without)
     if replay.error is not None:
-        return f"it fails on a piece: {type(replay.error).__name__}: {replay.error}"
-    return words[_kind(replay, batch, sizes, without, tensor)]
+        return f"on a piece, it raises {type(replay.error).__name__}: {replay.error}"
+    return _said(replay, [_kind(replay, batch, sizes, without, tensor)])
+
+
+def _said(replay: Replay, causes: list[str]) -> str:
+    text = "; ".join(_CAUSES[cause] for cause in causes).replace(_NORM, repr(next(iter(replay.norms), "")))
+    if not _FIXED_BY_SHARDS.issuperset(causes):
+        return text
+    which = f"the trainer's shards={replay.shards}" if replay.shards else "shards=N"
+    those = replay.shards or "N"
+    return f"{text}; {which} makes it the same on every number of processes that divides {those}"
 
 
 def _kind(replay: Replay, batch: Any, sizes: list[int], without: list[str], tensor: str | None) -> str:
@@ -178,7 +184,9 @@ def _kind(replay: Replay, batch: Any, sizes: list[int], without: list[str], tens
     pieces = replay.pieces(batch, sizes, without)
     if tensor is not None and tensor not in whole.gradients:
         return "buffers"
-    columns = torch.stack([torch.cat([t.flatten() for t in part]) for part in pieces.parts], 1).double().nan_to_num()
+    columns = torch.stack([torch.cat([t.flatten() for t in part]) for part in pieces.parts], 1).double()
+    if not columns.isfinite().all():
+        return "empty"
     wanted = torch.cat([t.flatten() for t in whole.parts[0]]).double()
     return _weighted_otherwise(columns, wanted, 10 * replay.tolerance, "wrong items" if pieces.counted else "items")
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from accelerate import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -40,9 +41,9 @@ TABLE = [
 ]
 
 
-def train(batches, epochs: int = problem.EPOCHS, held_out=None, kind: str = "mlp", **options) -> dict:
+def train(batches, held_out=None, kind: str = "mlp", valid_every: str = "1ep", **options) -> dict:
     trainer = trainer_for(kind, **options)
-    trainer.run(epochs, batches, held_out)
+    trainer.run(problem.EPOCHS, batches, held_out, valid_every=valid_every)
     return {"weights": problem.weights(trainer.model), "seen": trainer.seen, "rows": trainer.history.rows}
 
 
@@ -345,10 +346,33 @@ def stopped_by_nan() -> dict:
     return {"reason": trainer.stop_reason[:12], "said": len(said) > 0}
 
 
+def unused(handlers: list) -> dict:
+    """A model of which some parameters have no part in the loss."""
+    torch.manual_seed(0)
+    network = Sometimes().to(F64)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    trainer = Digits(network, "cpu", optimizer=optimizer, log_bar=False, seed=0, kwargs_handlers=handlers)
+    trainer.run(2, loader(203, F64, batch_size=1))
+    return {"weights": problem.weights(network), "seen": trainer.seen, "rows": trainer.history.rows}
+
+
+class OtherData(Augmented):
+    """Not the same on every process."""
+
+    def __getitem__(self, index):
+        x, y, n = self.data[index]
+        return x + RANK, y, n
+
+
 def refused(kind: str) -> dict:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        if kind == "length":
+        if kind == "prepared":
+            trainer = trainer_for()
+            trainer.run(1, trainer.accelerator.prepare(loader()))
+        elif kind == "data":
+            trainer_for(dtype=F64).run(1, DataLoader(OtherData(), batch_size=32))
+        elif kind == "length":
             trainer_for().run(1, loader(100 + 50 * RANK))
         elif kind == "stream":
             trainer_for(dtype=F64).run(1, DataLoader(ByRank(), batch_size=32))
@@ -356,7 +380,7 @@ def refused(kind: str) -> dict:
             trainer_for(shards=3 * world + 1 if world > 1 else 0)
         elif kind == "uncut":
             trainer_for().run(1, [["a", "b"]])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, UserWarning) as error:
         return {"error_text": str(error)}
     return {"error_text": ""}
 
@@ -409,6 +433,9 @@ def fully_sharded(parts: int) -> dict:
     return {"weights": whole, "seen": trainer.seen, "rows": trainer.history.rows}
 
 
+REFUSED = ("length", "stream", "shards", "uncut", "prepared", "data")
+
+
 def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
     found: dict[str, Callable[[], dict]] = {name: partial(table, name) for name in TABLE}
     found |= {f"loader-{name}-{parts}": partial(by_loader, name, parts) for name in LOADERS for parts in (1, 3)}
@@ -432,6 +459,9 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "stopped-by-one": stopped_by_one,
         "stopped-by-clock": stopped_by_clock,
         "stopped-by-nan": stopped_by_nan,
+        "unused": lambda: unused([DistributedDataParallelKwargs(find_unused_parameters=True)]),
+        "unused-unsaid": partial(unused, []),
+        "within-epoch": lambda: train(loader(203, F64), held_out=loader(50, F64), valid_every="2st", dtype=F64),
         "files": partial(files, folder),
         "other-weights": partial(other_weights, False),
         "other-weights-shards": partial(other_weights, True),
@@ -439,7 +469,8 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "fsdp2-3": partial(fully_sharded, 3),
     }
     found |= {f"evaluation-{size}": partial(evaluation, size) for size in (1, 2, 3, 7)}
-    found |= {f"refused-{kind}": partial(refused, kind) for kind in ("length", "stream", "shards", "uncut")}
+    found |= {f"refused-{kind}": partial(refused, kind) for kind in REFUSED}
+    found["bf16"] = partial(train, loader(203), mixed_precision="bf16")
     return found
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.distributed.cases import LOADERS, TABLE, cases
+from tests.distributed.conftest import start
 
 LARGEST = {"f32-sgd": 1e-6, "f64-sgd": 1e-14, "f64-adamw": 1e-12}
 SHARDS = [name for name in cases() if name.startswith("shards")]
@@ -167,10 +168,35 @@ def test_what_cannot_be_shared_out_is_refused(results, processes):
         "length": r"the loader's length is 4 on process 0 and 5 on process 1",
         "stream": "the loader gives process 1 another first batch than process 0",
         "shards": f"shards={3 * processes + 1} cannot be shared out evenly over {processes} processes; start 1",
+        "prepared": f"a DataLoaderShard, which Accelerate has prepared for one of {processes} processes",
+        "data": "the first sample of the loader's OtherData is not the same on every process",
         "uncut": f"training on {processes} processes needs batches that can be cut",
     }
     for kind, sentence in sentences.items():
         assert all(sentence in part["error_text"] for part in results(f"refused-{kind}", processes)), kind
+
+
+def test_parameters_without_a_part_in_the_loss(results, tmp_path):
+    for processes in (2, 3):
+        assert_same(results("unused", processes), results("unused", 1)[0], 1e-14)
+    done = start(2, "-m", "tests.distributed.worker", str(tmp_path), "unused-unsaid")
+    assert done.returncode != 0
+    assert "give kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]" in done.stderr
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_validations_within_an_epoch(results, processes):
+    (wanted,) = results("within-epoch", 1)
+    assert len(wanted["rows"]) == 8
+    assert_same(results("within-epoch", processes), wanted, 1e-14)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_mixed_precision_differs_by_its_own_rounding(results, processes):
+    (wanted,) = results("bf16", 1)
+    found = results("bf16", processes)
+    assert batches(found) == batches([wanted])
+    assert 0 < difference(found[0]["weights"], wanted["weights"]) < 1e-2
 
 
 def test_the_weights_are_not_those_of_an_untrained_model(results):

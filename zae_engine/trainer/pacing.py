@@ -9,6 +9,7 @@ from typing import Any
 from .agreement import Agreement
 from .banner import epoch_line
 from .evaluating import Evaluating
+from .history import pooled
 from .progress import SilentBar
 from .schedule import Budget, step_scheduler
 
@@ -31,7 +32,7 @@ class Pacing(Evaluating):
             due |= self._settle(step)
         if due and self._valid_sets:
             self.train_metrics.clear()
-            self.train_metrics.update(self.log_train.means())
+            self.train_metrics.update(pooled(self._processes.gather(self.log_train.sums())))
             with bar.standing():
                 tested = self._validate(**kwargs)
             if tested:

@@ -49,7 +49,7 @@ class Records(Seams):
                 f"monitor={monitor!r} is not a metric's name; write 'loss', or another metric's, such as 'acc'"
             )
         self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
-        self.history, self.progress_checker = History(), ProgressChecker()
+        self.history, self.progress_checker = History(writes=self._processes.first), ProgressChecker()
         parts = self._processes.count > 1
         self.log_train, self.log_test = (EpochLog(self._not_finite, on_nan == "stop", parts) for _ in range(2))
         self.train_metrics, self.test_metrics = {}, {}
@@ -228,7 +228,9 @@ class Records(Seams):
     # ------------------------------------------------------------------ files
 
     def save_model(self, filename: Path) -> None:
-        """Write the model's weights, whole or not at all; of several processes all call it, and the first one writes.
+        """Write the model's weights, whole or not at all. Of several processes, the first one writes.
+
+        A sharded model (FSDP2) is put together for it, so all processes have to call this.
 
         Parameters
         ----------
@@ -239,10 +241,11 @@ class Records(Seams):
         state = whole_state(self.model) if is_sharded(self.model) else None
         if self._processes.first:
             save_weights(self.model, filename, state)
-        self._processes.wait()  # until the file is there
 
     def apply_weights(self, filename: Path | None = None, strict: bool = True) -> None:
         """Put weights into the model: the best of this run, or a file's. No pickle is executed.
+
+        Of several processes, all call it.
 
         Parameters
         ----------
@@ -260,6 +263,8 @@ class Records(Seams):
         """
         if filename is None and not self.weight_buffer["weight"]:
             raise WeightsError("there are no best weights yet; they are kept from the first epoch's end on")
+        if filename is not None:
+            self._processes.wait()  # process 0 may have yet to write it
         weights = self.weight_buffer["weight"][-1] if filename is None else read_weights(filename)
         load_weights(
             self.model, weights, strict, source="the best weights" if filename is None else repr(str(filename))

@@ -24,7 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from .batch import even_edges
+from .batch import even_edges, fingerprint
 from .processes import Processes
 from .seeded import Ids, SeededSamples
 from .seeding import OwnStreams, draw_seed, generators_of
@@ -126,16 +126,42 @@ def undistributed(sampler: Any) -> Any:
     return whole
 
 
-def warn_of_distributed(loader: Any) -> None:
-    """Say that a DistributedSampler is taken apart."""
+def check_shared(loader: Any, processes: Processes) -> None:
+    """Say what is wrong with a loader, or taken otherwise than it was meant, when it is shared out over processes."""
     batches = getattr(loader, "batch_sampler", None)
     if isinstance(getattr(batches, "sampler", getattr(loader, "sampler", None)), DistributedSampler):
         warnings.warn(
             "the loader's DistributedSampler is taken for its order only: the trainer shares each batch of the loader"
             f" out over the processes, so that batch_size={loader.batch_size} is the batch of all of them together"
             " (split_batches=False makes it each one's). A plain shuffle=True does the same",
-            stacklevel=4,
+            stacklevel=5,
         )
+    if processes.count == 1:
+        return
+    if type(loader).__module__.startswith("accelerate."):
+        raise TypeError(
+            f"the loader is a {type(loader).__name__}, which Accelerate has prepared for one of {processes.count}"
+            " processes; give the DataLoader itself, and the trainer shares it out"
+        )
+    if len(set(processes.gather(_first_sample(loader)))) > 1:
+        warnings.warn(
+            f"the first sample of the loader's {type(loader.dataset).__name__} is not the same on every process. The"
+            " trainer gives each process its share of one dataset; one that is another on each process, or draws from"
+            " a generator of its own, makes another model for another number of processes",
+            stacklevel=5,
+        )
+
+
+def _first_sample(loader: Any) -> str:
+    """A hash of ``dataset[0]``, drawn with the same random streams on every process; empty where there is none."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return ""
+    with OwnStreams():
+        try:
+            return fingerprint(dataset[0])
+        except Exception:  # ids may be names; what is wrong with a dataset shows when it is used
+            return ""
 
 
 def global_ids(loader: DataLoader[Any], start: int = 0) -> Iterator[list[Any]]:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import checks
@@ -23,7 +24,7 @@ from .pacing import Pacing
 from .plan import Window, named
 from .processes import Processes, is_sharded
 from .progress import make_bar
-from .sampling import Layout, set_epoch, warn_of_distributed
+from .sampling import Layout, check_shared, set_epoch
 from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
 from .shards import ShardSum, check_shards
@@ -241,12 +242,9 @@ class Trainer(Pacing):
         checks.check_run_options(type(self), kwargs)
         checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
         batches = self._plan(loader).batches
-        refuse_different(
-            self._processes, {"the loader's number of batches": batches, "its batch_size": self.batch_size}
-        )
+        self._refuse_different(batches)
         if self.scheduler is not None and self.mode == "train":
             checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, batches, self._budget)
-        warn_of_distributed(loader)
         notes = make_bar(self._shows)
         notes.write(banner(self) if self._shows else "")
         with streams_kept(self.device):  # each epoch sets streams of its own; the caller's go on where they were
@@ -258,6 +256,16 @@ class Trainer(Pacing):
                     break
         notes.write(farewell(self))
         return self.history
+
+    def _refuse_different(self, batches: int | None) -> None:
+        """Refuse, before the first batch, processes that would wait for each other for ever."""
+        settings = {"the loader's length": batches, "its batch_size": self.batch_size}
+        settings |= {f"the length of valid_loader {k!r}": self._plan(v).batches for k, v in self._valid_sets.items()}
+        ends = {"n_epoch": self._budget.last_epoch, "max_steps": self._budget.last_step}
+        parameters = {"the number of parameters": sum(p.numel() for p in self.model.parameters() if not is_lazy(p))}
+        refuse_different(self._processes, {**settings, **ends, **parameters})
+        for loader in (self.loader, *self._valid_sets.values()):
+            check_shared(loader, self._processes)
 
     def _get_ready(self, limits: list[Duration], valid_every: Duration) -> None:
         """Decide, before the loop, everything that the loop would else have to ask again."""

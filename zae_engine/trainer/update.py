@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,23 @@ def _call(step: Step, batch: Any) -> dict[str, Any]:
 
 def forward_of(prepared: nn.Module) -> Callable[[Step, Any], dict[str, Any]]:
     """How to run a step in the prepared module; a plain call when Accelerate put nothing around it."""
+    if isinstance(prepared, DistributedDataParallel):
+        return partial(_in_parallel, prepared)
     return _call if type(prepared) is StepModule and "forward" not in vars(prepared) else prepared
+
+
+def _in_parallel(prepared: nn.Module, step: Step, batch: Any) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = prepared(step, batch)
+        return values
+    except RuntimeError as error:
+        if "find_unused_parameters" not in str(error):
+            raise
+        raise RuntimeError(
+            "some parameters of the model had no part in the last step's loss, for whose gradients the processes wait;"
+            " freeze them (requires_grad_(False)), or give kwargs_handlers="
+            "[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)], which costs a search each step"
+        ) from error
 
 
 def prepare(

@@ -115,7 +115,7 @@ def measure(quick: bool, repetitions: int, peers: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Measure in two processes, and print a table for each model."""
-    options = blocks.parse("processes", __doc__, repetitions=21)
+    options = blocks.parse("processes", __doc__, repetitions=31)
     settings = {"quick": options.quick, "repetitions": options.repetitions, "peers": not options.quick}
     found = group.start(f"{__package__}.processes", PROCESSES, **settings)
     for name, reason in found["skipped"].items():

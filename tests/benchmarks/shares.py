@@ -45,7 +45,7 @@ class Size:
         return nn.Sequential(nn.Linear(self.features, self.hidden), nn.ReLU(), nn.Linear(self.hidden, CLASSES))
 
 
-TINY, LARGE = Size(64, 32, 400, 40), Size(512, 1024, 100, 10)
+TINY, LARGE = Size(64, 32, 200, 20), Size(512, 1024, 60, 6)
 QUICK_TINY, QUICK_LARGE = Size(64, 32, 20, 4), Size(512, 1024, 8, 2)
 
 

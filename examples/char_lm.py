@@ -151,6 +151,9 @@ def main() -> None:
     loader, valid_loader = make_loaders(train, held_out)
     trainer.run(loader=loader, valid_loader=valid_loader, max_steps=steps)
     trainer.apply_weights()  # the best ones, not the last
+    trainer.history.plot(PICTURE)
+    if not trainer.is_main_process:
+        return
     best = trainer.history.best("test_loss")["test_loss"]
     start = torch.tensor([number[character] for character in "The "], device=trainer.device)
     sample = generate(trainer.model, start, length=300)
@@ -158,7 +161,6 @@ def main() -> None:
     print(f"unigram perplexity: {unigram_perplexity(train, held_out, len(characters)):.2f}")
     print(f"model's perplexity: {math.exp(best):.2f}")
     print(f"sample:\n{''.join(characters[i] for i in sample.tolist())}")
-    trainer.history.plot(PICTURE)
     print(f"curves: {PICTURE.resolve()}")
 
 

@@ -1,7 +1,7 @@
 """Train a small network on scikit-learn's handwritten digits, and draw its curves.
 
 python examples/digits.py
-accelerate launch examples/digits.py
+accelerate launch --config_file accelerate_configs/cpu_2.yaml --num_processes 3 examples/digits.py
 """
 
 import torch
@@ -61,6 +61,7 @@ def main() -> None:
         scheduler_step_on_batch=True,
         gradient_clip=1.0,
         seed=SEED,
+        shards=12,  # 1, 2, 3, 4, 6 and 12 processes train the same bits
         monitor="acc",
         monitor_mode="max",
     )
@@ -69,8 +70,11 @@ def main() -> None:
     trainer.apply_weights()  # the best epoch's
     trainer.save_model("digits.safetensors")
     history.plot("digits.png")
-    best = history.best("test_acc", "max")["test_acc"]
-    print(f"held-out accuracy {best:.2%}; weights in digits.safetensors, curves in digits.png")
+    if trainer.is_main_process:
+        best, last = history.best("test_acc", "max"), history[-1]
+        print(f"last epoch: loss {last['train_loss']:.6g}, held-out loss {last['test_loss']:.6g}")
+        print(f"best epoch: {best['epoch']}, held-out accuracy {best['test_acc']:.4%}, loss {best['test_loss']:.6g}")
+        print("weights in digits.safetensors, curves in digits.png")
 
 
 if __name__ == "__main__":

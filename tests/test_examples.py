@@ -39,12 +39,11 @@ def test_char_lm_learns_more_than_letter_frequencies(tmp_path):
     assert model < 0.8 * unigram
 
 
-@pytest.mark.parametrize("config", [p.name for p in sorted((ROOT / "accelerate_configs").glob("*.yaml"))])
-def test_stock_accelerate_accepts_every_configuration(config, tmp_path):
-    script = tmp_path / "show.py"
-    script.write_text(
-        "from accelerate import Accelerator\na = Accelerator()\nprint(a.num_processes, a.mixed_precision)\n"
-    )
-    output = start([*launcher(config), str(script)], tmp_path / "a folder")
-    assert re.search(r"^1 (no|bf16)$", output, re.MULTILINE)
-    assert all(re.search(r"\S+ # \S", line) for line in (ROOT / "accelerate_configs" / config).read_text().splitlines())
+def test_digits_prints_the_same_on_one_two_and_three_processes(tmp_path):
+    found = set()
+    for processes in (1, 2, 3):
+        command = [*launcher("cpu_2.yaml"), "--num_processes", str(processes), "--main_process_port", "0"]
+        output = start([*command, str(ROOT / "examples" / "digits.py")], tmp_path / f"on {processes}")
+        found.add(re.search(r"^last epoch: .*\nbest epoch: .*loss [\d.]+$", output, re.MULTILINE)[0])
+        assert len(re.findall("^best epoch", output, re.MULTILINE)) == 1
+    assert len(found) == 1

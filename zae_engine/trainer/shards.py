@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,18 @@ def check_shards(shards: int | None, processes: int, micro_batches: int | None) 
             f" gradient_accumulation_steps={micro_batches} out"
         )
     return shards
+
+
+@contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Compute with one thread inside: launchers give processes other numbers of threads, and these change the bits."""
+    before = torch.get_num_threads()
+    try:
+        if wanted:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def tree_sum(nodes: Iterable[Node]) -> Node:

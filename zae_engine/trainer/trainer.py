@@ -27,7 +27,7 @@ from .progress import make_bar
 from .sampling import Layout, check_shared, set_epoch
 from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
-from .shards import ShardSum, check_shards
+from .shards import ShardSum, check_shards, one_thread
 from .update import StepModule, evaluation_of, forward_of, make_update, prepare, with_synced_batchnorm
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class Trainer(Pacing):
         same for any number of workers and processes. None does so when a seed was given.
     shards : int, optional
         Cut each batch into so many shards, whatever the number of processes, and sum their gradients in one fixed tree:
-        every number of processes that divides them then trains the same bits, dropout included.
+        every number of processes that divides them then trains the same bits, dropout included. On the CPU, each
+        process then computes with one thread, because more of them change the bits.
     sync_batchnorm : bool
         Let BatchNorm take its statistics over all processes, on GPUs.
     kwargs_handlers : list, optional
@@ -247,7 +248,8 @@ class Trainer(Pacing):
             checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, batches, self._budget)
         notes = make_bar(self._shows)
         notes.write(banner(self) if self._shows else "")
-        with streams_kept(self.device):  # each epoch sets streams of its own; the caller's go on where they were
+        # Each epoch sets streams of its own; the caller's go on where they were.
+        with streams_kept(self.device), one_thread(self.shards is not None and not self._moves):
             for epoch in self._budget.epochs():
                 self._title = self._budget.title(epoch)
                 self.run_epoch(loader, **kwargs)

@@ -145,7 +145,7 @@ class Trainer(Pacing):
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
         self._seeded = self.seed_was_given if seeded_samples is None else seeded_samples
-        self.metrics = check_metrics(metrics)
+        self.metrics, self.sync_batchnorm = check_metrics(metrics), sync_batchnorm
         self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
         self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
         self.loader: Loader | None = None
@@ -154,10 +154,7 @@ class Trainer(Pacing):
         self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
         self._processes = Processes(self.accelerator)
         self.seed = self._processes.from_first(self.seed)
-        self.shards, self.sync_batchnorm = (
-            check_shards(shards, self._processes.count, gradient_accumulation_steps),
-            sync_batchnorm,
-        )
+        self.shards = check_shards(shards, self._processes.count, gradient_accumulation_steps)
         here = (self._processes.count, self._processes.index)
         self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, split_batches)
         self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}
@@ -317,7 +314,10 @@ class Trainer(Pacing):
         metrics.update(self._numbers(self.metric_on_epoch_end() or {}))
 
     def run_batch(self, batch: Any, **kwargs: Any) -> None:
-        """Take one batch as the loader gave it: place it, train or evaluate on it, log what the step returned."""
+        """Take one batch of the plan: place it, train or evaluate on it, log what the step returned.
+
+        It is the batch as the loader gave it; of several processes, each gets its share.
+        """
         training = self.mode == "train"
         if self._moves:
             batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
@@ -370,7 +370,7 @@ class Trainer(Pacing):
         Parameters
         ----------
         batch : Any
-            What the loader gave, on the device; a micro-batch of it under accumulation.
+            What the loader gave, on the device; a part of it on several processes, and under accumulation.
 
         Returns
         -------

@@ -28,6 +28,8 @@ _PLAIN = (
     DistributedType.MULTI_NPU,
 )
 
+_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
 
 class StepModule(nn.Module):
     """What Accelerate prepares: a container whose forward is the user's step.
@@ -91,6 +93,11 @@ def prepare(
     if not apart and not is_sharded(module.model):
         prepared: tuple[Any, Any] = accelerator.prepare(module, optimizer)  # a None stays None
         return prepared
+    if apart and (accelerator.distributed_type in _SHARDING or is_sharded(module.model)):
+        raise ValueError(
+            "shards= sums whole gradients on each process, but the model's parameters are spread over the processes"
+            " (FSDP or DeepSpeed); leave shards= out, or train with plain data parallelism"
+        )
     whole = accelerator.prepare_model(module, evaluation_mode=True)
     return whole, None if optimizer is None else accelerator.prepare_optimizer(optimizer)
 
@@ -201,7 +208,7 @@ class DelegatedUpdate:
 
     def clip(self) -> Tensor | None:
         """Clip the gradients; return their norm before that, or None when there is nothing to clip to."""
-        return self.accelerator.clip_grad_norm_(self.parameters, self.max_norm) if self.max_norm else None
+        return _whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)) if self.max_norm else None
 
     def step(self) -> bool:
         """Step; return whether the optimizer did (fp16 leaves out a step whose gradients overflowed)."""
@@ -228,11 +235,16 @@ class DirectUpdate(DelegatedUpdate):
         (loss if share is None else loss * share).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> Tensor | None:
-        return nn.utils.clip_grad_norm_(self.parameters, self.max_norm) if self.max_norm else None
+        return _whole(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)) if self.max_norm else None
 
     def step(self) -> bool:
         self.optimizer.step()
         return True
+
+
+def _whole(norm: Any) -> Any:
+    """The norm of sharded gradients as a plain tensor, which can later be read without the other processes."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def needs_accelerate(accelerator: Accelerator, optimizer: Optimizer) -> bool:

@@ -25,10 +25,10 @@ _MPI = {
 _SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron"}  # fmt: skip  # noqa: E501
 
 _ALONE = (
-    "several processes were asked for on the CPU, but this process was started alone: accelerate launch starts only one"
-    " with --cpu or MULTI_CPU, unless it is given an mpirun_hostfile. Write `torchrun --nproc-per-node N script.py`, or"
-    " `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N script.py`, or use --num_processes 1"
-    " (and unset MASTER_PORT, should it be set by yourself)"
+    "several processes were asked for, but this process was started alone: so does accelerate launch with --cpu or"
+    " MULTI_CPU (unless it is given an mpirun_hostfile), and without --multi_gpu. Write `accelerate launch --multi_gpu"
+    " --num_processes N script.py` or `torchrun --nproc-per-node N script.py`, with device='cpu' in the script for the"
+    " CPU; or use --num_processes 1 (and unset MASTER_PORT, should it be set by yourself)"
 )
 
 

@@ -215,6 +215,11 @@ def _refuse_nested() -> None:
             f"this script was started for several devices already ({MARK} is set), but no launcher's variables are"
             " there; keep RANK and WORLD_SIZE in the environment, or unset it in what the script starts"
         )
+    if interactive():
+        raise LaunchError(
+            "several devices need a script that can be started once more in each process, but this is a session;"
+            " write the trainer into a file and run `python FILE`, or give one device"
+        )
     tested = "PYTEST_CURRENT_TEST" in os.environ and "pytest" in sys.modules  # pytest itself would be started again
     if tested or multiprocessing.parent_process() is not None:
         raise LaunchError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -74,3 +76,13 @@ class Processes:
 def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds only a part of the parameters (FSDP2, by whoever it was applied)."""
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())  # a DTensor's
+
+
+def leave_group() -> None:
+    """End the process group in an orderly way when the interpreter ends: its threads may else abort the process."""
+    failed = hasattr(sys, "last_value")  # then others may be waiting for this process, and so would the ending
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and not failed:
+        torch.distributed.destroy_process_group()
+
+
+atexit.register(leave_group)

@@ -337,26 +337,15 @@ def test_items_that_are_batches_are_shared_out(processes, start):
     assert shared_items(processes, start, seeded=True) == whole_items()[start:]
 
 
-@pytest.mark.xfail(reason="without seeds, an item is asked for by a list of ids", raises=TypeError, strict=True)
 @pytest.mark.parametrize(("processes", "start"), [(1, 2), (2, 0), (4, 2)])
 def test_items_that_are_batches_are_shared_out_without_seeds(processes, start):
     assert shared_items(processes, start) == whole_items()[start:]
 
 
-@pytest.mark.xfail(reason="items of a loader that does not batch are never joined", strict=True)
 def test_the_length_of_items_that_are_batches_is_that_of_the_walk():
     loader = DataLoader(Items([[i] for i in range(6)]), batch_size=None)
     plan = BatchPlan(loader, Layout(2, 0, split_batches=False), Alike(2, 0), seeded=True)
     assert plan.batches == len(list(plan))
-
-
-@pytest.mark.xfail(reason="a process's batch is cut by the edges of the joined batch", strict=True)
-def test_batches_of_each_process_are_cut_into_shards_of_their_sizes():
-    batches, said = [torch.arange(4), torch.arange(4, 5)], []
-    for index in range(2):
-        plan = BatchPlan(batches, Layout(2, index, shards=4, split_batches=False), Alike(2, index, said))
-        for batch in plan:
-            assert all(len(micro.batch) == micro.samples for micro in plan.window(batch).micros if micro.samples)
 
 
 # ---------------------------------------------------------------------- items that differ from sample to sample

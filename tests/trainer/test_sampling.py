@@ -332,7 +332,6 @@ class Unsized:
         return iter([[0, 2], [4]])
 
 
-@pytest.mark.xfail(reason="whether there is a batch sampler is asked of its length", strict=True)
 @pytest.mark.parametrize(
     ("loader", "start"),
     [

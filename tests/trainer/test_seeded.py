@@ -185,7 +185,6 @@ def look_at_the_dataset(_):
     assert torch.utils.data.get_worker_info().dataset.size == 23
 
 
-@pytest.mark.xfail(reason="a worker sees the dataset's wrapper", strict=True, raises=AttributeError)
 def test_a_worker_sees_the_users_dataset():
     found = samples(plan(Drawing(), num_workers=1, worker_init_fn=look_at_the_dataset))
     assert found == WANTED
@@ -212,7 +211,6 @@ def test_the_global_streams_are_put_back_after_an_error():
     assert streams() == before
 
 
-@pytest.mark.xfail(reason="numpy forgets the second of two normal numbers when its generator is exchanged", strict=True)
 def test_a_normal_number_that_waits_is_kept():
     np.random.seed(0)
     wanted = np.random.randn(4).tolist()

@@ -219,13 +219,12 @@ def fingerprint(nest: Any) -> str:
     """A hash of a batch's content; of objects other than tensors, arrays, numbers and strings only the type counts."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in leaves(nest):
-        if isinstance(leaf, (Tensor, np.ndarray)):
-            array = (
-                leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                if isinstance(leaf, Tensor)
-                else leaf
-            )
-            digest.update(str(leaf.shape).encode() + np.ascontiguousarray(array).tobytes())
+        if isinstance(leaf, Tensor):
+            own = leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
+            content = own.flatten().view(torch.uint8).numpy().tobytes()
+            digest.update(str(leaf.shape).encode() + content)
+        elif isinstance(leaf, np.ndarray):
+            digest.update(str(leaf.shape).encode() + leaf.tobytes())
         else:
             digest.update(repr(leaf if isinstance(leaf, (Real, str, bytes)) else type(leaf)).encode())
     return digest.hexdigest()

@@ -173,9 +173,9 @@ class BatchPlan:
                         self._began()
                 if batch is not None:
                     yield batch
-                elif self._share is not None and self._processes is not None:
+                elif self._share is not None:
                     self._share = Share(self._share.samples, 0)  # the others may have something
-                    yield first
+                    yield _stand_in(first, self.layout.index)
         finally:
             self._share = None
 
@@ -184,28 +184,31 @@ class BatchPlan:
         if self._processes is not None and loader is not None:
             agree_on_generators(loader, self._processes)
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-            yield from self._by_ids(loader)
+            if loader.batch_sampler is not None:
+                yield from self._by_ids(loader, self.layout)
+            else:  # its items are batches
+                first = self.start * self.layout.loader_batches
+                yield from self._whole(self._by_ids(loader, _ALONE, first))
         elif loader is not None:
-            yield from islice(self._by_batches(loader), self.start, None)
+            walked = isinstance(loader, (list, tuple))
+            yield from islice(self._whole(iter(loader) if walked else _with_own_streams(loader)), self.start, None)
 
-    def _by_ids(self, loader: DataLoader[Any]) -> Iterator[Any]:
+    def _by_ids(self, loader: DataLoader[Any], layout: Layout, start: int | None = None) -> Iterator[Any]:
         """Of a loader that knows its samples, each process loads its own."""
+        start = self.start if start is None else start
         seeded = self._seeded and not draws_nothing(loader.dataset)
-        plain = self._processes is None and not self.start and is_known(loader) and not seeded
-        if plain and self.layout.loader_batches == 1:
+        if self._processes is None and not start and is_known(loader) and not seeded and layout.loader_batches == 1:
             yield from loader
             return
-        one_by_one = loader.batch_sampler is None  # its items are batches, which are shared out when they are there
         like, shares = shared_copy(loader, seeded)
-        queue = shares.begin(Layout() if one_by_one else self.layout, self._processes, self.start, self._key)
+        queue = shares.begin(layout, self._processes, start, self._key)
         for batch in like:
             share = queue.popleft()
-            self._share = None if one_by_one or self._processes is None else share
+            self._share = share if self._processes is not None and layout is self.layout else None
             yield batch
 
-    def _by_batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+    def _whole(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Of any other loader, each process walks over the whole batches, and takes its share of each."""
-        batches = iter(loader) if isinstance(loader, (list, tuple)) else _with_own_streams(loader)
         for number, batch in enumerate(batches):
             if number == 0 and self._processes is not None:
                 _refuse_other_batches(self._processes.gather(fingerprint(batch)))
@@ -279,6 +282,16 @@ def _micros(batch: Any, sizes: list[int], why: str) -> list[Micro]:
         pieces = [piece for piece, _ in cut(batch, len(real), why)]
     rest = deque(pieces)
     return [Micro(rest.popleft() if size and rest else pieces[0], size, i) for i, size in enumerate(sizes)]
+
+
+def _stand_in(first: Any, index: int) -> Any:
+    """The epoch's first batch, for a share of which the collate function has left nothing."""
+    if first is None:
+        raise ValueError(
+            f"the loader's collate function returned None for the first share of process {index}; let the dataset leave"
+            " such samples out, or train on fewer processes, whose shares are larger"
+        )
+    return first
 
 
 def _with_own_streams(loader: Iterable[Any]) -> Iterator[Any]:

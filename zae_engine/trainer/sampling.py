@@ -224,7 +224,7 @@ class Shares(Sampler[list[Any]]):
 
     def __len__(self) -> int:
         whole = len(self._order)
-        return -(-whole // self._layout.loader_batches) - self._start
+        return max(-(-whole // self._layout.loader_batches) - self._start, 0)
 
     def __iter__(self) -> Iterator[list[Any]]:
         layout = self._layout
@@ -246,17 +246,17 @@ class Shares(Sampler[list[Any]]):
         return mine or group[0][:1]
 
 
-class SingleIds(Sampler[Ids]):
-    """The ids of a loader that does not batch, each with its key."""
+class SingleIds(Sampler[Any]):
+    """The ids of a loader that does not batch, with their key when the samples are seeded."""
 
-    def __init__(self, shares: Shares) -> None:
-        self._shares = shares
+    def __init__(self, shares: Shares, seeded: bool) -> None:
+        self._shares, self._seeded = shares, seeded
 
     def __len__(self) -> int:
         return len(self._shares)
 
-    def __iter__(self) -> Iterator[Ids]:
-        return iter(self._shares)  # type: ignore[arg-type]  # which gives Ids
+    def __iter__(self) -> Iterator[Any]:
+        return (ids if self._seeded else ids[0] for ids in self._shares)
 
 
 def _asked(batches: Iterator[list[Any]], processes: Processes | None) -> Iterator[list[Any]]:
@@ -291,12 +291,12 @@ def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any],
     """
     like = _copies.get(loader)
     if like is not None and isinstance(like.dataset, SeededSamples) == seeded:
-        sampler = like.batch_sampler or like.sampler
+        sampler = like.sampler if like.batch_sampler is None else like.batch_sampler  # whose length may be 0
         return like, sampler._shares if isinstance(sampler, SingleIds) else sampler  # type: ignore[return-value]
     shares = Shares(loader)
     dataset: Any = SeededSamples(loader.dataset) if seeded else loader.dataset
     changes = {"dataset": dataset, "in_order": True, "_iterator": None}  # the queue of shares needs the order
-    changes |= {"sampler": SingleIds(shares)} if loader.batch_sampler is None else {"batch_sampler": shares}
+    changes |= {"sampler": SingleIds(shares, seeded)} if loader.batch_sampler is None else {"batch_sampler": shares}
     like = _copies[loader] = like_loader(loader, **changes)
     return like, shares
 

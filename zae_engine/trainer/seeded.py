@@ -45,6 +45,12 @@ class SeededSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __getattr__(self, name: str) -> Any:
+        """What a worker_init_fn asks the dataset for, which sees this one in its place."""
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_streams": None}  # a worker has streams of its own
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 Node = list[Tensor]
 
 
-def check_shards(shards: int | None, processes: int, micro_batches: int | None) -> int | None:
-    """Return `shards`; refuse a number of processes that does not divide them."""
+def check_shards(
+    shards: int | None, processes: int, micro_batches: int | None = None, split_batches: bool = True
+) -> int | None:
+    """Return `shards`; refuse a number of processes that does not divide them, and what has no meaning beside them."""
     if shards is None:
         return None
     if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
@@ -31,6 +33,11 @@ def check_shards(shards: int | None, processes: int, micro_batches: int | None) 
         raise ValueError(
             f"shards={shards} cannot be shared out evenly over {processes} processes; start {fitting} of them, or"
             " choose shards= as a multiple of every number that you will train on"
+        )
+    if not split_batches:
+        raise ValueError(
+            f"shards={shards} are pieces of a global batch that is the same for any number of processes, which"
+            " split_batches=False is not; leave one of the two out"
         )
     if micro_batches is not None and micro_batches > 1:
         raise ValueError(

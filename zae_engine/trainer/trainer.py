@@ -154,7 +154,7 @@ class Trainer(Pacing):
         self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
         self._processes = Processes(self.accelerator)
         self.seed = self._processes.from_first(self.seed)
-        self.shards = check_shards(shards, self._processes.count, gradient_accumulation_steps)
+        self.shards = check_shards(shards, self._processes.count, gradient_accumulation_steps, split_batches)
         here = (self._processes.count, self._processes.index)
         self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, split_batches)
         self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}

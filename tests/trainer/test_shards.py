@@ -17,7 +17,7 @@ from tests.trainer.test_plan_properties import in_threads
 from zae_engine.trainer.batch import fingerprint, join, slices
 from zae_engine.trainer.plan import BatchPlan
 from zae_engine.trainer.sampling import Layout
-from zae_engine.trainer.shards import ShardSum, _Pack, check_shards, tree_sum
+from zae_engine.trainer.shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CPU = torch.device("cpu")
@@ -257,9 +257,12 @@ def test_each_shard_draws_from_a_stream_of_its_own_whoever_has_it():
 
 @pytest.mark.parametrize("shards", [1, 8])
 def test_fitting_shards_are_accepted(shards):
-    assert check_shards(shards, 1, None) == shards
-    assert check_shards(8, 4, 1) == 8
-    assert check_shards(None, 3, 5) is None
+    assert check_shards(shards) == shards
+    assert check_shards(8, 1) == 8
+    assert check_shards(None, 5, False) is None
+    check_divides(shards, 1)
+    check_divides(8, 4)
+    check_divides(None, 3)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +279,12 @@ def test_fitting_shards_are_accepted(shards):
 )
 def test_shards_that_do_not_fit_are_refused(shards, processes, micro_batches, message):
     with pytest.raises(ValueError, match=message):
-        check_shards(shards, processes, micro_batches)
+        check_divides(check_shards(shards, micro_batches), processes)
+
+
+def test_shards_of_each_process_are_refused():
+    with pytest.raises(ValueError, match="shards=8 are pieces of a global batch .* split_batches=False is not"):
+        check_shards(8, None, False)
 
 
 # ---------------------------------------------------------------------- cutting and joining batches

@@ -255,15 +255,15 @@ class History(Sequence[Row]):
     A row is a dict with ``epoch`` (from 1), ``step`` (optimizer steps done), ``lr``, ``train_loss``, ``test_loss``,
     every further metric with the same prefixes, and ``seconds`` (since the epoch began).
 
-    Parameters
+    Attributes
     ----------
     writes : bool
         Whether this process writes files; of several, one does.
     """
 
-    def __init__(self, writes: bool = True) -> None:
+    def __init__(self) -> None:
         self.rows: list[Row] = []
-        self._writes = writes
+        self.writes = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -313,7 +313,7 @@ class History(Sequence[Row]):
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the rows as CSV, with a header."""
-        if not self._writes:
+        if not self.writes:
             return
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
@@ -344,7 +344,7 @@ class History(Sequence[Row]):
             raise ModuleNotFoundError(need) from error
 
         figure = draw_history(self)
-        if path is not None and self._writes:
+        if path is not None and self.writes:
             figure.savefig(path, dpi=150)
         return figure
 

@@ -49,12 +49,16 @@ class Records(Seams):
                 f"monitor={monitor!r} is not a metric's name; write 'loss', or another metric's, such as 'acc'"
             )
         self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
-        self.history, self.progress_checker = History(writes=self._processes.first), ProgressChecker()
-        parts = self._processes.count > 1
-        self.log_train, self.log_test = (EpochLog(self._not_finite, on_nan == "stop", parts) for _ in range(2))
+        self.history, self.progress_checker = History(), ProgressChecker()
         self.train_metrics, self.test_metrics = {}, {}
         self.loss_buffer = math.inf if monitor_mode == "min" else -math.inf
         self.weight_buffer = {"epoch": [], "weight": []}
+
+    def _start_logs(self) -> None:
+        """Begin logs that suit the number of processes; one of them writes files."""
+        watch, parts = self.on_nan == "stop", self._processes.count > 1
+        self.log_train, self.log_test = (EpochLog(self._not_finite, watch, parts) for _ in range(2))
+        self.history.writes = self._processes.first
 
     @property
     def stop_reason(self) -> str | None:

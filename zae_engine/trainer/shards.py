@@ -20,20 +20,12 @@ if TYPE_CHECKING:
 Node = list[Tensor]
 
 
-def check_shards(
-    shards: int | None, processes: int, micro_batches: int | None = None, split_batches: bool = True
-) -> int | None:
-    """Return `shards`; refuse a number of processes that does not divide them, and what has no meaning beside them."""
+def check_shards(shards: int | None, micro_batches: int | None = None, split_batches: bool = True) -> int | None:
+    """Return `shards`; refuse what is no number of them, and what has no meaning beside them."""
     if shards is None:
         return None
     if not isinstance(shards, int) or isinstance(shards, bool) or shards < 1:
         raise ValueError(f"shards={shards!r} is not accepted; write a whole number of at least 1, or None")
-    if shards % processes:
-        fitting = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
-        raise ValueError(
-            f"shards={shards} cannot be shared out evenly over {processes} processes; start {fitting} of them, or"
-            " choose shards= as a multiple of every number that you will train on"
-        )
     if not split_batches:
         raise ValueError(
             f"shards={shards} are pieces of a global batch that is the same for any number of processes, which"
@@ -45,6 +37,16 @@ def check_shards(
             f" gradient_accumulation_steps={micro_batches} out"
         )
     return shards
+
+
+def check_divides(shards: int | None, processes: int) -> None:
+    """Refuse a number of processes that does not divide the shards."""
+    if shards is not None and shards % processes:
+        fitting = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
+        raise ValueError(
+            f"shards={shards} cannot be shared out evenly over {processes} processes; start {fitting} of them, or"
+            " choose shards= as a multiple of every number that you will train on"
+        )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .progress import make_bar
 from .sampling import Layout, check_shared, set_epoch
 from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
-from .shards import ShardSum, check_shards, one_thread
+from .shards import ShardSum, check_divides, check_shards, one_thread
 from .update import StepModule, evaluation_of, forward_of, make_update, prepare, with_synced_batchnorm
 
 if TYPE_CHECKING:
@@ -146,20 +146,27 @@ class Trainer(Pacing):
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
         self._seeded = self.seed_was_given if seeded_samples is None else seeded_samples
         self.metrics, self.sync_batchnorm = check_metrics(metrics), sync_batchnorm
-        self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
+        self.shards = check_shards(shards, gradient_accumulation_steps, split_batches)
         self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
-        self.accelerator = make_accelerator(device, mixed_precision, kwargs_handlers)
+        self._split_batches, self._kwargs_handlers = split_batches, kwargs_handlers
+        self._start_records(monitor, monitor_mode, on_nan)
+        self._join(device, mixed_precision)
+        self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
+
+    def _join(self, device: Device | Sequence[Device] | None, mixed_precision: str | None) -> None:
+        """Take a place among the processes that train: a device, a share of each batch, what may be written."""
+        self.accelerator = make_accelerator(device, mixed_precision, self._kwargs_handlers)
         self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
         self._processes = Processes(self.accelerator)
         self.seed = self._processes.from_first(self.seed)
-        self.shards = check_shards(shards, self._processes.count, gradient_accumulation_steps, split_batches)
+        check_divides(self.shards, self._processes.count)
         here = (self._processes.count, self._processes.index)
-        self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, split_batches)
+        self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, self._split_batches)
         self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}
-        self._start_records(monitor, monitor_mode, on_nan)
-        self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
+        self._start_logs()
+        self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
 
     @classmethod
     def add_on(cls, *add_ons: type[AddOnBase]) -> type[Self]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import time
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -79,9 +80,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def leave_group() -> None:
-    """End the process group in an orderly way when the interpreter ends: its threads may else abort the process."""
+    """End the process group before the interpreter ends.
+
+    A thread of gloo that still has to let go of a Python object then would find no interpreter, and abort a process
+    whose work is done.
+    """
     failed = hasattr(sys, "last_value")  # then others may be waiting for this process, and so would the ending
     if torch.distributed.is_available() and torch.distributed.is_initialized() and not failed:
+        time.sleep(0.1)  # lets such threads run
         torch.distributed.destroy_process_group()
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import patch_environment
 
+from ...launch.machine import this_machine
+from ...launch.start import interactive
 from ..checks import check_choice
 from ..compose import AddOnBase
 from ..device import default_device, find_device
@@ -42,17 +46,22 @@ def choose(precision: str | Sequence[str], device: Any) -> str:
     wanted = ["bf16", "fp16", "fp32"] if auto else [precision] if isinstance(precision, str) else list(precision)
     for name in wanted:
         check_choice("precision", name, ("auto", *_NAMES))
-    there = default_device() if device is None else find_device(device)
-    possible = [name for name in wanted if _has(there, name, auto)]
+    several = isinstance(device, (list, tuple)) and len(device) > 1  # MultiGPUAddon's, and all of one kind
+    forks = several and interactive()
+    with patch_environment(pytorch_nvml_based_cuda_check="1") if forks else nullcontext():
+        there = default_device() if device is None else find_device(device[:1] if several else device)
+        possible = [name for name in wanted if _has(there, name, auto, forks)]
     if not possible:
         raise ValueError(f"precision={precision!r}: {str(there)!r} has none of these; write 'auto', or 'fp32'")
     return _NAMES[possible[0]]
 
 
-def _has(device: torch.device, name: str, auto: bool) -> bool:
+def _has(device: torch.device, name: str, auto: bool, forks: bool) -> bool:
     if device.type == "cpu":
         # bf16 runs on any CPU, but few have it in hardware, so it is not chosen unasked.
         return name == "fp32" or (name == "bf16" and not auto)
     if device.type == "cuda" and name == "bf16":
+        if forks:  # a GPU that this process opens is lost for those that are forked from it
+            return "bf16" in this_machine().precisions
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return True

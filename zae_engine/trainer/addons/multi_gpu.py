@@ -1,24 +1,53 @@
-"""Train on several devices from a script that is started by plain ``python``."""
+"""Train on several devices from a script that is started by plain ``python``, or from a session."""
 
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import patch_environment
 
 from ...launch import devices as lists
 from ...launch.environment import by_accelerate, enter
 from ...launch.resolve import write_config
-from ...launch.start import restart
+from ...launch.start import interactive, restart
+from ...launch.workers import check_fork, run_workers
 from ..compose import AddOnBase
+from ..device import resolve_precision
+from ..history import EpochLog
+from ..plan import named
+from ..seeding import generators_of
+
+# Of what a run leaves in the trainer, that which nothing else brings back to a session.
+_LEFT = (
+    "train_metrics",
+    "test_metrics",
+    "weight_buffer",
+    "batch_size",
+    "valid_batch_size",
+    "_batches",
+    "_speed",
+    "_stop_reason",
+    "_wish",
+)
 
 
 class MultiGPUAddon(AddOnBase):
     """Takes a list of devices and trains on each of them, one process a device.
 
-    Making the trainer starts the script once more in every process, by Accelerate's launcher, and puts that in this
-    process's place: what stands before the trainer runs again, what stands behind it only there. Under a launcher
+    In a script, making the trainer starts it once more in every process, by Accelerate's launcher, and puts that in
+    this process's place: what stands before the trainer runs again, what stands behind it only there. Under a launcher
     (``accelerate launch``, torchrun, srun) nothing is started; the list has to be as long as there are processes.
+
+    In a session (a notebook, a prompt), `run` starts a worker on each device by a fork, which inherits everything that
+    was defined, and puts what came out into the caller's objects: weights, optimizer, scheduler, history, logs, the
+    best weights, the add-ons' state. The session itself stays on the CPU.
 
     Parameters
     ----------
@@ -30,7 +59,14 @@ class MultiGPUAddon(AddOnBase):
     ValueError
         When the list is empty, mixes kinds, or names a device twice or one that is not there.
     LaunchError
-        When a launcher started another number of processes, or this script cannot be started again.
+        When a launcher started another number of processes, this script cannot be started again, or the session has
+        used a GPU already.
+
+    Notes
+    -----
+    In a session, what other add-ons wrap around `run` happens in the workers when they come before this one in
+    ``add_on(...)``. Attributes that a step sets on the trainer stay in the workers. After an error, the trainer is as
+    it was before that `run`.
 
     Examples
     --------
@@ -38,12 +74,54 @@ class MultiGPUAddon(AddOnBase):
     >>> trainer = Multi(model, device=["cuda:0", "cuda:1"], optimizer=optimizer)
     """
 
+    _join: Callable[..., None]  # the trainer's
+
     def __init__(self, model: Any, device: Any = None, *args: Any, **kwargs: Any) -> None:
         self._devices: lists.Devices | None = None
-        if isinstance(device, (list, tuple)):
-            self._devices = _local(lists.read_devices(device, lists.look()), kwargs.get("mixed_precision") or "no")
+        self._forks, self._precision = False, kwargs.get("mixed_precision")
+        if not isinstance(device, (list, tuple)):
+            super().__init__(model, device, *args, **kwargs)
+            return
+        self._devices, self._forks = _local(lists.read_devices(device, lists.look()), self._precision or "no")
+        if self._forks:
+            self._start_in_session(model, *args, **kwargs)
+        else:
             device = self._devices.names[0] if len(self._devices) == 1 else self._devices.kind
-        super().__init__(model, device, *args, **kwargs)
+            super().__init__(model, device, *args, **kwargs)
+
+    def _start_in_session(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        if self._devices is not None and self._devices.kind != "cpu":
+            self._precision = resolve_precision(self._precision, torch.device(self._devices.kind))
+            kwargs["mixed_precision"] = "no"  # here, where it may be impossible
+        # Counting GPUs by the CUDA runtime would spoil them for the workers.
+        with patch_environment(pytorch_nvml_based_cuda_check="1"):
+            super().__init__(model, "cpu", *args, **kwargs)
+
+    def run(self, n_epoch: Any = None, loader: Any = None, valid_loader: Any = None, **options: Any) -> Any:
+        """Run here, or in a session on workers, whose outcome is put into this trainer."""
+        if not self._forks or self._devices is None:
+            return super().run(n_epoch, loader, valid_loader, **options)
+        work = partial(self._work, n_epoch, loader, valid_loader, **options)
+        environ = {"ACCELERATE_USE_CPU": "true"}
+        if self._devices.kind != "cpu":
+            environ = {"CUDA_VISIBLE_DEVICES": self.launch_config()["gpu_ids"]}
+        outcome = run_workers(work, len(self._devices), self._devices.kind, environ)
+        self.loader, self.valid_loader = loader, valid_loader
+        _put_back(self, outcome)
+        return self.history
+
+    def _work(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """In a worker: train as one of several processes, and return what the session has to get."""
+        assert self._devices is not None  # there are workers of a list only
+        self._forks = False
+        AcceleratorState._reset_state(reset_partial_state=True)  # the session's, which is one process
+        GradientState._reset_state()
+        losses = {name: getattr(self, name).losses for name in ("log_train", "log_test")}
+        self._join(self._devices.kind, self._precision)
+        for name, earlier in losses.items():
+            getattr(self, name).losses.extend(earlier)
+        super().run(*args, **options)
+        return _outcome(self)
 
     def launch_config(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         """Return the Accelerate configuration that this trainer's devices mean.
@@ -55,21 +133,86 @@ class MultiGPUAddon(AddOnBase):
         """
         device = self.accelerator.device
         devices = self._devices or lists.Devices(device.type, (device.index or 0,))
-        config = lists.configuration(devices, lists.look(), self.accelerator.mixed_precision)
+        precision = (self._forks and self._precision) or self.accelerator.mixed_precision
+        config = lists.configuration(devices, lists.look(), precision)
         if path is not None and self.accelerator.is_main_process:
             write_config(config, Path(path))
         return config
 
 
-def _local(devices: lists.Devices, precision: str) -> lists.Devices:
-    """The devices of the processes here, as these see them; there is no return where they have to be started first."""
+def _local(devices: lists.Devices, precision: str) -> tuple[lists.Devices, bool]:
+    """The devices of the processes here, as these see them, and whether `run` has to fork these processes.
+
+    There is no return where they have to be started first.
+    """
     machine = lists.look()
     world = enter(os.environ, 0 if devices.kind == "cpu" else len(machine.visible))
     if world.launched or by_accelerate(os.environ):
         lists.check_count(devices, world)
-        return lists.numbered(devices) if world.launched else devices
+        return (lists.numbered(devices) if world.launched else devices), False
     lists.check_there(devices, machine)
+    if len(devices) > 1 and interactive():
+        check_fork(devices.kind)
+        return devices, True
     if len(devices) > 1:
         more = {name: value for name, value in lists.variables(devices, machine).items() if name not in os.environ}
         restart(lists.configuration(devices, machine, precision), more)
-    return devices
+    return devices, False
+
+
+# ---------------------------------------------------------------------- from a worker to the session
+
+
+def _outcome(trainer: Any) -> dict[str, Any]:
+    model = trainer.model
+    state = model.state_dict()
+    return {
+        "model": state,
+        "buffers": {name: buffer for name, buffer in model.named_buffers() if name not in state},
+        "training": model.training,
+        "parts": {name: part.state_dict() for name, part in _parts(trainer).items()},
+        "generators": [generator.get_state() for generator in _generators(trainer)],
+        "trainer": trainer.state_dict(),
+        "rows": trainer.history.rows,
+        "left": {name: getattr(trainer, name) for name in _LEFT},
+        "logs": [_portable(trainer.log_train), _portable(trainer.log_test)],
+    }
+
+
+def _put_back(trainer: Any, outcome: dict[str, Any]) -> None:
+    """Change the session's own objects, so that whoever holds one of them sees what came out."""
+    trainer.model.load_state_dict(outcome["model"])
+    for name, value in outcome["buffers"].items():
+        trainer.model.get_buffer(name).data = value
+    trainer.model.train(outcome["training"])
+    for name, part in _parts(trainer).items():
+        part.load_state_dict(outcome["parts"][name])
+    for generator, state in zip(_generators(trainer), outcome["generators"], strict=True):
+        generator.set_state(state)
+    trainer.load_state_dict(outcome["trainer"])
+    trainer.history.rows[:] = outcome["rows"]
+    vars(trainer).update(outcome["left"])
+    for log, came in zip((trainer.log_train, trainer.log_test), outcome["logs"], strict=True):
+        vars(log).update({name: value for name, value in vars(came).items() if name not in ("_noticed", "_parts")})
+
+
+def _parts(trainer: Any) -> dict[str, Any]:
+    """The optimizer and the scheduler, as far as they have a state; the scheduler last, as it is read in."""
+    parts = {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler}
+    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
+def _generators(trainer: Any) -> list[torch.Generator]:
+    loaders = [trainer.loader, *named(trainer.valid_loader).values()]
+    return [generator for loader in loaders for generator in generators_of(loader)]
+
+
+def _portable(log: EpochLog) -> EpochLog:
+    """The log without values that cannot be sent."""
+    log.drain()
+    for key, values in list(log.data.items()):
+        try:
+            pickle.dumps(values[:1])
+        except Exception:
+            del log[key]
+    return log

@@ -173,8 +173,8 @@ LOADERS: dict[str, Callable[[], object]] = {
     "shuffled": some,
     "in-order": partial(some, shuffle=False),
     "drop-last": partial(some, drop_last=True),
-    "one-a-batch": partial(some, batch_size=1),
-    "two-a-batch": partial(some, batch_size=2),
+    "one-a-batch": lambda: loader(50, F64, batch_size=1),
+    "two-a-batch": lambda: loader(101, F64, batch_size=2),
     "workers": partial(some, num_workers=2),
     "persistent": partial(some, num_workers=1, persistent_workers=True),
     "generator": lambda: some(generator=torch.Generator().manual_seed(3)),
@@ -352,7 +352,7 @@ def unused(handlers: list) -> dict:
     network = Sometimes().to(F64)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     trainer = Digits(network, "cpu", optimizer=optimizer, log_bar=False, seed=0, kwargs_handlers=handlers)
-    trainer.run(2, loader(203, F64, batch_size=1))
+    trainer.run(2, loader(60, F64, batch_size=1))
     return {"weights": problem.weights(network), "seen": trainer.seen, "rows": trainer.history.rows}
 
 

@@ -28,7 +28,7 @@ from .sampling import Layout, check_shared, set_epoch
 from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
 from .shards import ShardSum, check_divides, check_shards, one_thread
-from .update import StepModule, evaluation_of, forward_of, make_update, prepare, with_synced_batchnorm
+from .update import StepModule, evaluation_of, forward_of, make_update, prepare, spreads, with_synced_batchnorm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -180,7 +180,8 @@ class Trainer(Pacing):
         """Prepare model and optimizer, when that was not done yet or the user has put others in their place."""
         if self._prepared_for == (self.model, self.optimizer):
             return
-        self.accelerator.free_memory()
+        if self._prepared_for != (None, None):
+            self.accelerator.free_memory()  # which collects garbage, a fifth of a second long
         if self.sync_batchnorm and self._processes.count > 1:
             self.model = with_synced_batchnorm(self.model, self.device)
         module, apart = StepModule(self.model), self.shards is not None
@@ -241,7 +242,10 @@ class Trainer(Pacing):
             Of all calls together.
         """
         self.loader, self.valid_loader = loader, valid_loader
-        checks.check_parts(self.model, self.mode, self.optimizer, self.scheduler, self.scheduler_step_on_batch)
+        # What DeepSpeed or FSDP has prepared has parameters of its own, and was checked before.
+        kept = self._prepared_for == (self.model, self.optimizer) and spreads(self.accelerator)
+        parts = (self.model, "test" if kept else self.mode, None if kept else self.optimizer)
+        checks.check_parts(*parts, None if kept else self.scheduler, self.scheduler_step_on_batch)
         limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
         self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
         checks.check_run_options(type(self), kwargs)

@@ -93,13 +93,18 @@ def prepare(
     if not apart and not is_sharded(module.model):
         prepared: tuple[Any, Any] = accelerator.prepare(module, optimizer)  # a None stays None
         return prepared
-    if apart and (accelerator.distributed_type in _SHARDING or is_sharded(module.model)):
+    if apart and (spreads(accelerator) or is_sharded(module.model)):
         raise ValueError(
             "shards= sums whole gradients on each process, but the model's parameters are spread over the processes"
             " (FSDP or DeepSpeed); leave shards= out, or train with plain data parallelism"
         )
     whole = accelerator.prepare_model(module, evaluation_mode=True)
     return whole, None if optimizer is None else accelerator.prepare_optimizer(optimizer)
+
+
+def spreads(accelerator: Accelerator) -> bool:
+    """Whether Accelerate spreads the parameters over the processes: FSDP, DeepSpeed, Megatron-LM."""
+    return accelerator.distributed_type in _SHARDING
 
 
 def with_synced_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -146,7 +151,7 @@ class DelegatedUpdate:
         self.optimizer = optimizer
         self.max_norm, self.shards = max_norm, shards
         self._engine = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self._exchanges = accelerator.num_processes > 1 and shards is None
+        self._exchanges = (accelerator.num_processes > 1 or self._engine) and shards is None
         self._find_parameters()
 
     def _find_parameters(self) -> None:

@@ -283,7 +283,7 @@ def test_shards_that_do_not_fit_are_refused(shards, processes, micro_batches, me
 
 
 def test_shards_of_each_process_are_refused():
-    with pytest.raises(ValueError, match="shards=8 are pieces of a global batch .* split_batches=False is not"):
+    with pytest.raises(ValueError, match=r"shards=8 are pieces of a global batch .* split_batches=False is not"):
         check_shards(8, None, False)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,23 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def whole_state(model: nn.Module) -> dict[str, Any]:
-    """The model's state, of sharded parameters (DTensors) the whole ones, which all processes have to ask for."""
-    return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in plain(model).state_dict().items()}
+    """The model's state, of spread parameters (FSDP2, ZeRO-3) the whole ones, which all processes have to ask for."""
+    with _gathered(model) as gathered:
+        state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in plain(model).state_dict().items()}
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()} if gathered else state
+
+
+@contextmanager
+def _gathered(model: nn.Module) -> Iterator[bool]:
+    """Inside, parameters that ZeRO-3 has spread are whole, and what is written into them stays; yields if there are."""
+    spread = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    if not spread:
+        yield False
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(spread, modifier_rank=0):
+        yield True
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str], state: dict[str, Any] | None = None) -> None:
@@ -55,7 +71,8 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], state: dict[str
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if path.suffix in SAFETENSORS and state is not None:
-            save_file({k: v.contiguous() for k, v in state.items()}, partial)
+            own = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+            save_file(own, partial)  # which takes no views of one large tensor
         elif path.suffix in SAFETENSORS:
             save_model(model, str(partial))
         else:
@@ -118,7 +135,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
     WeightsError
         Naming the keys that are missing, unexpected or of another shape.
     """
-    model = plain(model)
+    with _gathered(model):
+        _load(plain(model), weights, strict, source)
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], strict: bool, source: str) -> None:
     own = model.state_dict()
     weights = _without_wrapper(weights, own)
     problems = {

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -121,7 +122,10 @@ def run_workers(function: Callable[[], V], count: int, kind: str, environ: Mappi
         folder, output, others = Path(name), _Output(), set(multiprocessing.active_children())
         try:
             arguments = (function, kind, world, output, folder)
-            context = start_processes(_work, arguments, count, join=False, start_method="fork")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                # Python's advice against forks beside threads; what they lead to here is said above and in _work.
+                warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+                context = start_processes(_work, arguments, count, join=False, start_method="fork")  # type: ignore[no-untyped-call]
             _watch(context.processes, output)
         finally:
             _end(set(multiprocessing.active_children()) - others, output)

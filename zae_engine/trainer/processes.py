@@ -75,8 +75,9 @@ class Processes:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds only a part of the parameters (FSDP2, by whoever it was applied)."""
-    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())  # a DTensor's
+    """Whether each process holds only a part of the parameters: FSDP2, by whoever it was applied, or ZeRO-3."""
+    # What a DTensor has, and what DeepSpeed gives to the parameters that it spreads.
+    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters())
 
 
 def leave_group() -> None:

@@ -213,7 +213,9 @@ class Records(Seams):
         if better:
             self.loss_buffer = cur_loss
             # On the CPU, so that the copy takes no memory of the device; a copy, since the live weights go on changing.
-            weights = {key: _copy(value) for key, value in self.model.state_dict().items()}
+            spread = any(hasattr(p, "ds_id") for p in self.model.parameters())  # ZeRO-3 leaves nothing of them here
+            state = whole_state(self.model) if spread else self.model.state_dict()
+            weights = {key: _copy(value) for key, value in state.items()}
             self.weight_buffer = {"epoch": [cur_epoch], "weight": [weights]}
         return better
 
@@ -242,7 +244,8 @@ class Records(Seams):
             ``.safetensors`` or ``.safetensor`` loads with ``safetensors.torch.load_model(model, filename)``, any other
             ending with ``model.load_state_dict(torch.load(filename, weights_only=True))``.
         """
-        state = whole_state(self.model) if is_sharded(self.model) else None
+        engine = hasattr(self.accelerator.state, "deepspeed_plugin") and self.accelerator.state.deepspeed_plugin
+        state = whole_state(self.model) if is_sharded(self.model) or engine else None
         if self._processes.first:
             save_weights(self.model, filename, state)
 

@@ -23,6 +23,7 @@ from ..device import resolve_precision
 from ..history import EpochLog
 from ..plan import named
 from ..seeding import generators_of
+from .mix_precision import PrecisionMixerAddon, choose
 
 # Of what a run leaves in the trainer, that which nothing else brings back to a session.
 _LEFT = (
@@ -90,9 +91,12 @@ class MultiGPUAddon(AddOnBase):
             super().__init__(model, device, *args, **kwargs)
 
     def _start_in_session(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        if self._devices is not None and self._devices.kind != "cpu":
-            self._precision = resolve_precision(self._precision, torch.device(self._devices.kind))
-            kwargs["mixed_precision"] = "no"  # here, where it may be impossible
+        assert self._devices is not None  # _local has just found several
+        if self._precision is None and isinstance(self, PrecisionMixerAddon):
+            self._precision = choose(kwargs.get("precision", "auto"), self._devices.names)
+        self._precision = resolve_precision(self._precision, torch.device(self._devices.kind))
+        # The devices' precision may be impossible here.
+        kwargs["mixed_precision"] = "no" if self._devices.kind != "cpu" else self._precision
         # Counting GPUs by the CUDA runtime would spoil them for the workers.
         with patch_environment(pytorch_nvml_based_cuda_check="1"):
             super().__init__(model, "cpu", *args, **kwargs)

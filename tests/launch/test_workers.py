@@ -1,0 +1,136 @@
+"""Real forked workers: what they return, print and raise, and that none of them is left."""
+
+import functools
+import os
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import torch.distributed
+
+from zae_engine.launch import workers
+from zae_engine.launch.environment import LaunchError
+from zae_engine.launch.workers import WorkerError, check_fork, run_workers
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left(monkeypatch):
+    monkeypatch.setattr(workers, "_GRACE", 1.0)
+    before = psutil.Process().children(recursive=True)
+    yield
+    assert psutil.Process().children(recursive=True) == before
+    assert "RANK" not in os.environ
+
+
+def run(function, *arguments, count=2, **environ):
+    return run_workers(functools.partial(function, *arguments), count, "cpu", environ)
+
+
+def rank():
+    return int(os.environ["RANK"])
+
+
+def reduce():
+    torch.distributed.init_process_group("gloo")
+    total = torch.tensor([rank() + 1.0])
+    torch.distributed.all_reduce(total)
+    return {"total": total, "rank": rank(), "threads": torch.get_num_threads(), "mine": os.environ["MINE"]}
+
+
+def test_workers_find_each_other_and_the_first_ones_value_comes_back():
+    value = run(reduce, count=3, MINE="x", OMP_NUM_THREADS="8")
+    assert value == {"total": torch.tensor([6.0]), "rank": 0, "threads": 1, "mine": "x"}
+
+
+def test_it_can_be_done_again_after_this_process_has_computed_with_threads():
+    torch.set_num_threads(2)
+    weight = torch.randn(300, 300, requires_grad=True)
+    (weight @ weight).exp().sum().backward()
+    assert torch.equal(run(lambda: weight @ weight, count=1), weight @ weight)
+    assert run(rank) == 0
+
+
+def speak(length):
+    print("said by", rank())
+    os.system("echo by a child")
+    print("é" * length, file=sys.stderr)
+
+
+def test_what_they_print_is_shown_on_this_process_s_streams(capsys):
+    run(speak, 100_000)
+    out, err = capsys.readouterr()
+    assert sorted(out.splitlines()) == ["by a child", "by a child", "said by 0", "said by 1"]
+    assert err.count("é") == 200_000
+    assert set(err) == {"é", "\n"}
+
+
+class Refused(Exception):
+    """Cannot be made from its message alone, so it does not come out of a pickle."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail(kind, *arguments):
+    if rank() == 1:
+        raise kind(*arguments)
+    time.sleep(60)
+
+
+def test_an_error_comes_back_as_it_was_with_the_workers_traceback():
+    began = time.monotonic()
+    with pytest.raises(KeyError, match="bad thing") as caught:
+        run(fail, KeyError, "bad thing")
+    assert isinstance(caught.value.__cause__, WorkerError)
+    assert "process 1 of 2 failed" in str(caught.value.__cause__)
+    assert "raise kind(*arguments)" in str(caught.value.__cause__)
+    assert time.monotonic() - began < 20
+
+
+def test_an_error_that_cannot_be_sent_is_told():
+    with pytest.raises(WorkerError, match=r"(?s)process 1 of 2 failed.*Refused: this and that"):
+        run(fail, Refused, "this", "that")
+
+
+def late():
+    time.sleep(0.3 * (1 - rank()))
+    raise ValueError(f"by {rank()}")
+
+
+def test_of_several_errors_the_first_is_raised():
+    with pytest.raises(ValueError, match="by 1"):
+        run(late)
+
+
+def leave(code):
+    if rank() == 1:
+        sys.exit(code) if code > 0 else os.kill(os.getpid(), -code)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(("code", "how"), [(3, "exit code 3"), (-9, "SIGKILL")])
+def test_a_worker_that_only_ends_is_an_error(code, how):
+    with pytest.raises(WorkerError, match=f"process 1 of 2 ended with {how}, and the others with it"):
+        run(leave, code)
+
+
+def test_a_value_that_cannot_be_sent_is_an_error():
+    with pytest.raises((AttributeError, TypeError), match="pickle"):
+        run(lambda: lambda: 0)
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def test_interrupted_workers_bring_nothing():
+    with pytest.raises(WorkerError, match="process 0 of 2 was interrupted"):
+        run(interrupted)
+
+
+def test_devices_that_do_not_take_a_fork_are_refused():
+    with pytest.raises(LaunchError, match="which xpu does not support; write the trainer into a file"):
+        check_fork("xpu")
+    check_fork("cpu")

@@ -66,7 +66,7 @@ def test_what_they_print_is_shown_on_this_process_s_streams(capsys):
     assert set(err) == {"é", "\n"}
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Cannot be made from its message alone, so it does not come out of a pickle."""
 
     def __init__(self, one, two):
@@ -90,8 +90,8 @@ def test_an_error_comes_back_as_it_was_with_the_workers_traceback():
 
 
 def test_an_error_that_cannot_be_sent_is_told():
-    with pytest.raises(WorkerError, match=r"(?s)process 1 of 2 failed.*Refused: this and that"):
-        run(fail, Refused, "this", "that")
+    with pytest.raises(WorkerError, match=r"(?s)process 1 of 2 failed.*RefusedError: this and that"):
+        run(fail, RefusedError, "this", "that")
 
 
 def late():
@@ -106,6 +106,7 @@ def test_of_several_errors_the_first_is_raised():
 
 def leave(code):
     if rank() == 1:
+        time.sleep(0.2)
         sys.exit(code) if code > 0 else os.kill(os.getpid(), -code)
     time.sleep(60)
 
@@ -114,6 +115,19 @@ def leave(code):
 def test_a_worker_that_only_ends_is_an_error(code, how):
     with pytest.raises(WorkerError, match=f"process 1 of 2 ended with {how}, and the others with it"):
         run(leave, code)
+
+
+def part():
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()
+    if rank() == 1:
+        os.kill(os.getpid(), 9)
+    torch.distributed.barrier()  # fails, since the other is gone
+
+
+def test_an_error_that_follows_from_another_s_end_does_not_hide_it():
+    with pytest.raises(WorkerError, match="process 1 of 2 ended with SIGKILL"):
+        run(part)
 
 
 def test_a_value_that_cannot_be_sent_is_an_error():

@@ -126,10 +126,10 @@ def run_workers(function: Callable[[], V], count: int, kind: str, environ: Mappi
                 # Python's advice against forks beside threads; what they lead to here is said above and in _work.
                 warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
                 context = start_processes(_work, arguments, count, join=False, start_method="fork")  # type: ignore[no-untyped-call]
-            _watch(context.processes, output)
+            failed = _watch(context.processes, output)
         finally:
             _end(set(multiprocessing.active_children()) - others, output)
-        _raise_first(context.processes, folder)
+        _raise_first(context.processes, failed, folder)
         return torch.load(folder / "value", map_location="cpu", weights_only=False)  # type: ignore[no-any-return]
 
 
@@ -172,16 +172,21 @@ class _Output:
             os.close(number)
 
 
-def _watch(processes: list[Any], output: _Output) -> None:
-    """Show what the workers write until all have ended, or one has failed and the others had time to say why."""
+def _watch(processes: list[Any], output: _Output) -> int | None:
+    """Show what the workers write until all have ended, or one has failed and the others had time to tell their errors.
+
+    The number of the one that failed first is returned, None if all is well.
+    """
     running, deadline = {process.sentinel: process for process in processes}, float("inf")
+    first: int | None = None
     while running and time.monotonic() < deadline:
         ready = wait([*running, *output.open], timeout=0.5)
         output.pass_on()
         for process in [running.pop(each) for each in ready if each in running]:
             process.join()
-            if process.exitcode:
-                deadline = min(deadline, time.monotonic() + _GRACE)
+            if process.exitcode and first is None:
+                first, deadline = processes.index(process), time.monotonic() + _GRACE
+    return first
 
 
 def _end(processes: Collection[Any], output: _Output) -> None:
@@ -196,21 +201,27 @@ def _end(processes: Collection[Any], output: _Output) -> None:
     output.close()
 
 
-def _raise_first(processes: list[Any], folder: Path) -> None:
-    """Raise what a worker raised first: the others' errors are mostly about its end."""
-    told = sorted((pickle.loads(file.read_bytes()) for file in folder.glob("*.error")), key=lambda each: each["time"])
-    if told:
-        cause = WorkerError(f"process {told[0]['index']} of {len(processes)} failed\n\n{told[0]['traceback']}")
-        error: BaseException | None = None
-        with suppress(Exception):  # an exception's own class may refuse to be made again
-            error = pickle.loads(told[0]["error"])
-        raise cause if error is None else error from cause
-    for index, process in enumerate(processes):
-        if code := process.exitcode:
-            how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-            raise WorkerError(f"process {index} of {len(processes)} ended with {how}, and the others with it")
-    if not (folder / "value").exists():
-        raise WorkerError(f"process 0 of {len(processes)} was interrupted before its work was done")
+def _raise_first(processes: list[Any], failed: int | None, folder: Path) -> None:
+    """Raise what a worker raised first, as the others' errors are mostly about its end."""
+    who = f"process {failed or 0} of {len(processes)}"
+    if failed is None:
+        if not (folder / "value").exists():
+            raise WorkerError(f"{who} was interrupted before its work was done")
+    elif (folder / f"{failed}.error").exists():
+        told = [pickle.loads(file.read_bytes()) for file in folder.glob("*.error")]
+        _raise_told(min(told, key=lambda each: float(each["time"])), len(processes))
+    else:
+        code = processes[failed].exitcode
+        how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+        raise WorkerError(f"{who} ended with {how}, and the others with it")
+
+
+def _raise_told(told: dict[str, Any], count: int) -> NoReturn:
+    cause = WorkerError(f"process {told['index']} of {count} failed\n\n{told['traceback']}")
+    error: BaseException | None = None
+    with suppress(Exception):  # an exception's own class may refuse to be made again
+        error = pickle.loads(told["error"])
+    raise cause if error is None else error from cause
 
 
 # ---------------------------------------------------------------------- in the workers

@@ -1,13 +1,16 @@
-"""A list of devices: the script starts itself again, faithfully, and not under a launcher."""
+"""A list of devices: the script starts itself again, faithfully, and not under a launcher; a session starts workers."""
 
+import json
+import signal
 import sys
 
+import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from tests.helpers import PlainTrainer, make
-from tests.launch.processes import TORCHRUN, finish, rows, run, start
+from tests.launch.processes import TORCHRUN, clean, finish, rows, run, start
 from zae_engine.launch.environment import LaunchError
 from zae_engine.trainer.addons import MultiGPUAddon
 
@@ -127,3 +130,138 @@ def test_the_configuration_can_be_written_for_accelerate_launch(tmp_path):
     read = load_config_from_file(str(file))
     assert (read.distributed_type, read.num_processes, read.mixed_precision) == ("NO", 1, "bf16")
     assert read.use_cpu
+
+
+# ---------------------------------------------------------------------- in a session
+
+SESSION = """
+import json, threading, torch
+from tests.helpers import *
+from zae_engine.trainer.addons import EarlyStoppingAddon, MultiGPUAddon, PrecisionMixerAddon
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp(dropout=0.0)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+    def forward(self, x):
+        self.seen += 1
+        return self.layers(x)
+
+class Mine(MLPTrainer):
+    fails = False
+    def train_step(self, batch):
+        if self.fails and self.accelerator.process_index == 1:
+            raise FloatingPointError("broken here")
+        return super().train_step(batch)
+
+def build(device):
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7)
+    kind = Mine.add_on(EarlyStoppingAddon, MultiGPUAddon)
+    return make(kind, model=model, optimizer=optimizer, scheduler=scheduler, device=device)
+
+def shuffled():
+    return loader(shuffle=True, generator=torch.Generator().manual_seed(5))
+
+def numbers(trainer):
+    yield from trainer.model.state_dict().values()
+    yield trainer.optimizer.state_dict()["state"][0]["exp_avg"]
+    yield torch.cat(trainer.log_train["output"])
+    yield torch.tensor(trainer.get_loss_history())
+    yield torch.tensor([row["train_acc"] for row in trainer.history])
+    yield torch.tensor([row.get("test_loss", 0.0) for row in trainer.history])
+
+def compare():
+    row = {"apart": max((x - y).abs().max().item() for x, y in zip(numbers(a), numbers(b), strict=True))}
+    row |= {"rows": [len(a.history), len(b.history)], "same": a.history is history, "seen": a.model.seen.item()}
+    row |= {"schedule": a.scheduler.state_dict() == b.scheduler.state_dict(), "batch": a.batch_size}
+    row |= {"states": [list(a.state_dict()), a.progress_checker.get_step(), b.progress_checker.get_step()]}
+    print(json.dumps(row))
+
+class Odd(PlainTrainer):
+    def train_step(self, batch):
+        return {**super().train_step(batch), "lock": threading.Lock()}
+
+def precision(*order):
+    trainer = make(Odd.add_on(*order), device=["cpu", "cpu"], precision="bf16")
+    trainer.run(1, loader())
+    return [trainer.accelerator.mixed_precision, trainer.launch_config()["mixed_precision"], sorted(trainer.log_train)]
+
+found = [precision(MultiGPUAddon, PrecisionMixerAddon), precision(PrecisionMixerAddon, MultiGPUAddon)]
+print(json.dumps({"precisions": found}))
+
+a, b, many, once = build(["cpu", "cpu"]), build("cpu"), shuffled(), shuffled()
+history = a.run(2, many, loader(20))
+_ = b.run(2, once, loader(20))
+compare()
+_ = a.run(1, many, loader(20)), b.run(1, once, loader(20))
+compare()
+a.apply_weights(); b.apply_weights()
+_ = a.inference(loader(20))
+compare()
+
+Mine.fails = True
+a.run(1, many)
+
+Mine.fails = False
+_ = a.run("3st", many), b.run("3st", once)
+compare()
+print(json.dumps({"reason": a.stop_reason}))
+"""
+
+
+def session(tmp_path, source, **options):
+    """An interactive Python that reads `source` line by line."""
+    file = tmp_path / "typed.txt"
+    file.write_text(source)
+    with file.open() as lines:
+        return start([sys.executable, "-i", "-u"], env=clean(), stdin=lines, **options)
+
+
+def test_in_a_session_workers_train_and_everything_comes_back(tmp_path):
+    ((_, out, err),) = finish(session(tmp_path, SESSION))
+    seen = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert len(seen) == 6, err
+    assert seen.pop(0)["precisions"] == [["bf16", "bf16", ["loss", "num_items"]]] * 2
+    for row, count, step, ran in zip(seen, (2, 3, 3, 4), (13, 19, 19, 22), (18, 27, 30, 33), strict=False):
+        assert row["apart"] <= 1e-6
+        assert (row["rows"], row["batch"], row["schedule"], row["same"]) == ([count] * 2, 8, True, True)
+        assert row["states"] == [["Trainer", "EarlyStoppingAddon"], step, step]
+        assert row["seen"] == ran
+    assert seen[4] == {"reason": "3 steps done"}
+    assert err.count("Error") == 2 + err.count("WorkerError"), err
+    assert err.index("WorkerError: process 1 of 2 failed") < err.rindex("FloatingPointError: broken here")
+
+
+SLOW = """
+from tests.helpers import *
+from zae_engine.trainer.addons import MultiGPUAddon
+import time
+
+class Slow(PlainTrainer):
+    wait = 0.2
+    def train_step(self, batch):
+        print("step", flush=True)
+        time.sleep(self.wait)
+        return super().train_step(batch)
+
+trainer = make(Slow.add_on(MultiGPUAddon), device=["cpu", "cpu"])
+trainer.run(100, loader())
+Slow.wait = 0.0
+print("rows", len(trainer.run(1, loader())), flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_session_s_run(tmp_path, number):
+    process = session(tmp_path, SLOW, start_new_session=True)
+    assert "step" in process.stdout.readline()
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    ((code, out, err),) = finish(process, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert (len(workers), alive) == (2, [])
+    assert code == (0 if number == signal.SIGINT else -number)
+    assert ("KeyboardInterrupt" in err, "rows 1" in out) == (code == 0, code == 0)

@@ -1,6 +1,7 @@
 """Real forked workers: what they return, print and raise, and that none of them is left."""
 
 import functools
+import gc
 import os
 import sys
 import time
@@ -142,6 +143,42 @@ def interrupted():
 def test_interrupted_workers_bring_nothing():
     with pytest.raises(WorkerError, match="process 0 of 2 was interrupted"):
         run(interrupted)
+
+
+def wrong():
+    raise ValueError("wrong")
+
+
+def collect():
+    gc.collect()
+    time.sleep(0.1)
+
+
+def test_workers_leave_alone_what_waits_to_be_collected():
+    gc.disable()
+    try:
+        for _ in range(3):
+            try:
+                run(wrong)
+            except ValueError as error:
+                cycle = [error]
+                cycle.append(cycle)
+                del cycle, error
+            run(collect)
+    finally:
+        gc.enable()
+
+
+def forked():
+    raise RuntimeError("Unable to handle autograd's threading in combination with fork-based multiprocessing")
+
+
+def test_what_torch_says_about_forks_gets_its_remedy():
+    with pytest.raises(LaunchError, match=r"or called backward.*restart the kernel") as caught:
+        run_workers(forked, 1, "cuda", {})
+    assert "fork-based multiprocessing" in str(caught.value.__cause__)
+    with pytest.raises(RuntimeError, match="fork-based multiprocessing"):
+        run(forked)
 
 
 def test_devices_that_do_not_take_a_fork_are_refused():

@@ -7,6 +7,7 @@ pickled; a fork inherits it.
 from __future__ import annotations
 
 import codecs
+import gc
 import multiprocessing
 import os
 import pickle
@@ -51,7 +52,7 @@ def check_fork(kind: str) -> None:
     if kind not in ("cpu", "cuda"):
         _refuse(f"{kind} does not support")
     if kind != "cpu" and _asks(kind, "is_initialized"):
-        _refuse_used(kind)
+        raise _used(kind)
 
 
 def _refuse(who: str) -> NoReturn:
@@ -67,11 +68,11 @@ def _asks(kind: str, question: str) -> bool:
     return bool(getattr(torch.get_device_module(kind), question, bool)())
 
 
-def _refuse_used(kind: str) -> NoReturn:
-    raise LaunchError(
-        f"this session has used {kind} already, and processes that are started from it then cannot; restart the kernel"
-        f" (or the session), leave the model and the data on the CPU, call nothing of torch.{kind} before run(), and"
-        " run it again"
+def _used(kind: str) -> LaunchError:
+    return LaunchError(
+        f"this session has used {kind} already, or called backward(), and processes that are started from it then"
+        f" cannot use {kind}; restart the kernel (or the session), leave the model and the data on the CPU, call"
+        f" neither backward() nor anything of torch.{kind} before run(), and run it again"
     )
 
 
@@ -128,6 +129,7 @@ def run_workers(function: Callable[[], V], count: int, kind: str, environ: Mappi
                 context = start_processes(_work, arguments, count, join=False, start_method="fork")  # type: ignore[no-untyped-call]
             failed = _watch(context.processes, output)
         finally:
+            del store  # with its thread, which an error's traceback would keep, into a later fork
             _end(set(multiprocessing.active_children()) - others, output)
         _raise_first(context.processes, failed, folder)
         return torch.load(folder / "value", map_location="cpu", weights_only=False)  # type: ignore[no-any-return]
@@ -232,21 +234,32 @@ def _work(
 ) -> None:
     import torch
 
+    gc.freeze()  # what the session left to be collected has threads and processes that are not here
     output.take()
     os.environ.update({**environ, "RANK": str(index), "LOCAL_RANK": str(index)})
     torch.set_num_threads(1)
     try:
         _leave_notebook()
         if kind != "cpu" and _asks(kind, "_is_in_bad_fork"):
-            _refuse_used(kind)  # by something that asked for the devices only
+            raise _used(kind)  # by something that asked for the devices only
         value = function()
         if index == 0:
             torch.save(value, folder / "value")
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except Exception as error:
-        _keep(error, index, folder)
+        _keep(_explained(error, kind), index, folder)
         sys.exit(1)
+
+
+def _explained(error: Exception, kind: str) -> Exception:
+    """The remedy, where torch says that something did not survive the fork: CUDA, or the threads of `backward`."""
+    if kind == "cpu" or not isinstance(error, RuntimeError) or "fork" not in str(error):
+        return error
+    try:
+        raise _used(kind) from error
+    except LaunchError as explained:
+        return explained
 
 
 def _leave_notebook() -> None:

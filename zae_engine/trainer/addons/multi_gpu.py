@@ -75,7 +75,10 @@ class MultiGPUAddon(AddOnBase):
     >>> trainer = Multi(model, device=["cuda:0", "cuda:1"], optimizer=optimizer)
     """
 
-    _join: Callable[..., None]  # the trainer's
+    # The trainer's.
+    _join: Callable[..., None]
+    log_train: EpochLog
+    log_test: EpochLog
 
     def __init__(self, model: Any, device: Any = None, *args: Any, **kwargs: Any) -> None:
         self._devices: lists.Devices | None = None
@@ -120,10 +123,9 @@ class MultiGPUAddon(AddOnBase):
         self._forks = False
         AcceleratorState._reset_state(reset_partial_state=True)  # the session's, which is one process
         GradientState._reset_state()
-        losses = {name: getattr(self, name).losses for name in ("log_train", "log_test")}
+        logs = [self.log_train, self.log_test]
         self._join(self._devices.kind, self._precision)
-        for name, earlier in losses.items():
-            getattr(self, name).losses.extend(earlier)
+        _fill([self.log_train, self.log_test], logs)
         super().run(*args, **options)
         return _outcome(self)
 
@@ -196,8 +198,7 @@ def _put_back(trainer: Any, outcome: dict[str, Any]) -> None:
     trainer.load_state_dict(outcome["trainer"])
     trainer.history.rows[:] = outcome["rows"]
     vars(trainer).update(outcome["left"])
-    for log, came in zip((trainer.log_train, trainer.log_test), outcome["logs"], strict=True):
-        vars(log).update({name: value for name, value in vars(came).items() if name not in ("_noticed", "_parts")})
+    _fill([trainer.log_train, trainer.log_test], outcome["logs"])
 
 
 def _parts(trainer: Any) -> dict[str, Any]:
@@ -209,6 +210,12 @@ def _parts(trainer: Any) -> dict[str, Any]:
 def _generators(trainer: Any) -> list[torch.Generator]:
     loaders = [trainer.loader, *named(trainer.valid_loader).values()]
     return [generator for loader in loaders for generator in generators_of(loader)]
+
+
+def _fill(logs: list[EpochLog], others: list[EpochLog]) -> None:
+    """Give logs the values of others; who listens, and how values are kept, stays."""
+    for log, other in zip(logs, others, strict=True):
+        vars(log).update({name: value for name, value in vars(other).items() if name not in ("_noticed", "_parts")})
 
 
 def _portable(log: EpochLog) -> EpochLog:

@@ -134,6 +134,7 @@ def cases(draw, kinds=tuple(LOADERS), split_batches=None):
     processes = draw(st.integers(1, 9))
     shards = draw(st.none() | st.integers(1, 4).map(lambda many: many * processes))
     split = draw(st.booleans()) if split_batches is None and kind in KNOWN else split_batches is not False
+    split = split or shards is not None  # shards of each process's batch are refused
     micro_batches = draw(st.integers(1, 5)) if shards is None else 1
     return Case(
         kind=kind,

@@ -8,6 +8,7 @@ from typing import Any
 from .processes import Processes
 
 _SECONDS = 0.5  # between two questions, as far as steps allow
+_MOST = 32  # steps between them, since steps may become slower
 
 
 class Agreement:
@@ -52,18 +53,22 @@ class Agreement:
         now = time.perf_counter()
         speed = (step - self._step) / max(now - self._time, 1e-9)
         self._step, self._time = step, now
-        answers = self._processes.gather((reason, clock, step + max(1, int(speed * _SECONDS))))
-        self._next = answers[0][2]
-        return next((reason for reason, _, _ in answers if reason), None), answers[0][1]
+        ahead = min(_MOST, max(1, int(speed * _SECONDS)))
+        first = self._processes.first
+        wishes, late, self._next = self._processes.sum(
+            [reason is not None, clock and first, (step + ahead) if first else 0]
+        ).tolist()
+        reasons = self._processes.gather(reason) if wishes else []
+        return next((r for r in reasons if r), None), bool(late)
 
 
 def refuse_different(processes: Processes, settings: dict[str, Any]) -> None:
     """Refuse a training whose processes were set up differently, since they would wait for each other for ever."""
     everyone = processes.gather(settings)
-    for name in settings:
-        for index, other in enumerate(everyone):
-            if other[name] != everyone[0][name]:
-                raise ValueError(
-                    f"{name} is {everyone[0][name]!r} on process 0 and {other[name]!r} on process {index}; every"
-                    " process has to run the same script on the same data, and the trainer gives each its share"
-                )
+    for name in dict.fromkeys(name for one in everyone for name in one):
+        found = [one.get(name, "not there") for one in everyone]
+        if other := [i for i, value in enumerate(found) if value != found[0]]:
+            raise ValueError(
+                f"{name} is {found[0]!r} on process 0 and {found[other[0]]!r} on process {other[0]}; every process has"
+                " to run the same script with the same arguments and data, and the trainer gives each its share"
+            )

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import hashlib
 import itertools
-import math
 from collections import UserDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import partial
@@ -284,7 +283,10 @@ def _merge_key(key: str, values: list[Any], weights: list[Any]) -> Any:
     if len(values) == len(weights) and all(is_scalar(v) for v in values):
         total = sum(weights)
         weighted = sum(v * w for v, w in zip(values, weights, strict=True))
-        return weighted / total if isinstance(total, Tensor) or total else math.nan  # a mean over nothing
+        plain = sum(values) / len(values)  # of parts without any item, which count for nothing
+        if isinstance(total, Tensor):
+            return torch.where(total == 0, plain, weighted / total)
+        return weighted / total if total else plain
     return join(values)
 
 

@@ -61,6 +61,8 @@ class Evaluating(Records):
         )
 
     def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
+        if not training:
+            self._processes.same_buffers(self.model)  # one model is evaluated, and kept if it is the best
         if training:
             self.model.train()
             set_streams(self.device, self.seed, "train", epoch)

@@ -42,8 +42,8 @@ def mean_series(parts: list[Series]) -> Series:
     weights = np.concatenate([np.frombuffer(part.weights) for part in parts])
     there, batch = np.unique(places, return_inverse=True)
     total = np.bincount(batch, weights)
-    with np.errstate(invalid="ignore"):  # a mean over nothing is no number, as on one process
-        mean = np.bincount(batch, values * weights) / total
+    plain = np.bincount(batch, values) / np.bincount(batch)  # of parts without any item, which count for nothing
+    mean = np.divide(np.bincount(batch, values * weights), total, out=plain, where=total != 0)
     whole = Series()
     whole.places, whole.values, whole.weights = array("q", there), array("d", mean), array("d", total)
     return whole

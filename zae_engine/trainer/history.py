@@ -191,7 +191,7 @@ class EpochLog(UserDict[str, list[Any]]):
         del self.losses[self._losses_before :]
         for key, series in scalars.items():
             like = next(iter(self._lists.get(key, ())), None)
-            numbers = torch.tensor(series.values, dtype=like.dtype if isinstance(like, Tensor) else torch.float32)
+            numbers = torch.tensor(series.values, dtype=_mean_dtype(like))
             self._lists[key] = list(series.values) if isinstance(like, float) else list(numbers.unbind())
             self._arrived[key] = len(series.values)
             weighted = [v * w for v, w in zip(series.values, series.weights, strict=True)]
@@ -207,6 +207,13 @@ class EpochLog(UserDict[str, list[Any]]):
         """For every scalar so far, the weighted sum of its values and the sum of their weights."""
         self.drain()
         return dict(self._totals)
+
+
+def _mean_dtype(value: Any) -> torch.dtype:
+    """The number type of means of such values."""
+    if not isinstance(value, Tensor):
+        return torch.float32
+    return value.dtype if value.dtype.is_floating_point else torch.float64
 
 
 def pooled(parts: Sequence[Sums]) -> dict[str, float]:

@@ -75,7 +75,7 @@ class Measures:
         # Lists of nothing cannot be gathered: processes that had no share of a small set get the others' values.
         having = sum(self._processes.gather(self._updated))  # the first ones, since they get the larger shares
         if having < self._processes.count:
-            group = torch.distributed.new_group(range(having))
+            group = self._processes.leading(having)
             for member in (m for metric in self._metrics.values() for m in _members(metric)):
                 member.process_group = group if self._processes.index < having else None
         return self._processes.from_first(self._computed() if self._processes.index < having else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,29 @@ class Micro(NamedTuple):
     number: int = 0
 
 
+class Counting:
+    """Whether the step returns ``"num_items"``, which the processes have to know of each other: whoever counts, waits.
+
+    They ask once, at an epoch's first window.
+    """
+
+    def __init__(self) -> None:
+        self._found: bool | None = None
+
+    def settle(self, processes: Processes | None, counted: bool) -> bool:
+        """Whether the processes count items; refuse a step that begins to."""
+        if processes is None or processes.count == 1:
+            return False
+        if self._found is None:
+            self._found = any(processes.gather(counted))
+        if counted and not self._found:
+            raise ValueError(
+                "train_step returned 'num_items' now, but did not in the epoch's first step; on several processes,"
+                " return it in every step (0 where there is nothing to count)"
+            )
+        return self._found
+
+
 class Window:
     """One optimizer step: this process's micro-batches of one global batch, and the share that each has of it.
 
@@ -43,6 +66,8 @@ class Window:
         Over which the global batch is shared out.
     shards : bool
         Whether the micro-batches are shards, whose weights must not depend on the number of processes, to the bit.
+    counting : Counting, optional
+        The epoch's.
 
     Attributes
     ----------
@@ -57,9 +82,15 @@ class Window:
     """
 
     def __init__(
-        self, micros: list[Micro], samples: int, processes: Processes | None = None, shards: bool = False
+        self,
+        micros: list[Micro],
+        samples: int,
+        processes: Processes | None = None,
+        shards: bool = False,
+        counting: Counting | None = None,
     ) -> None:
         self.micros, self.samples = micros, samples
+        self._counting = counting if counting is not None else Counting()
         self.here = sum(micro.samples for micro in micros)
         self.items: list[Items] = [0] * len(micros)
         self.values: dict[str, Any] = {}
@@ -82,6 +113,8 @@ class Window:
         difference.
         """
         self._counted, samples = self._counted or items is not None, micro.samples
+        if not self._shards and self._counting.settle(self._processes, items is not None):
+            items = samples if items is None else items  # as the others, who wait for a number
         self.items[micro.number] = (samples if items is None else items) if samples else 0
         processes = 1 if self._processes is None or self._shards else self._processes.count
         if processes == 1 and len(self.micros) == 1 and not self._shards:
@@ -105,6 +138,9 @@ class Window:
 
     def correction(self) -> Items | None:
         """The factor that turns gradients under the estimated total into those under the real one; None for 1."""
+        if self._shards:  # a process without samples has asked no step
+            self._counted = self._counting.settle(self._processes, self._counted) or self._counted
+            self._whole = self.samples
         if not self._counted or self._whole is None:
             return None
         if self._processes is not None and self._processes.count > 1 and len(self.micros) == 1 and not self._shards:
@@ -158,6 +194,7 @@ class BatchPlan:
         self._counts = processes
         self._seeded, self._key, self._began = seeded, key, began
         self._share: Share | None = None
+        self._counting = Counting()
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this process's share of each global batch; the whole of it when there is one process.
@@ -209,9 +246,11 @@ class BatchPlan:
 
     def _whole(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Of any other loader, each process walks over the whole batches, and takes its share of each."""
-        for number, batch in enumerate(batches):
-            if number == 0 and self._processes is not None:
-                _refuse_other_batches(self._processes.gather(fingerprint(batch)))
+        if self._processes is not None:
+            first = list(islice(batches, 1))
+            _refuse_other_batches(self._processes.gather(fingerprint(first)))
+            batches = chain(first, batches)
+        for batch in batches:
             if batch is None:
                 continue
             if self._processes is not None and not self.layout.split_batches:
@@ -237,7 +276,9 @@ class BatchPlan:
             if share.here < samples:
                 batch = slices(batch, [(start, stop) if start < stop else (0, min(1, samples))], why)[0][0]
         sizes = layout.pieces(share.samples, share.here)
-        return Window(_micros(batch, sizes, why), share.samples, self._counts, layout.shards is not None)
+        return Window(
+            _micros(batch, sizes, why), share.samples, self._counts, layout.shards is not None, self._counting
+        )
 
     @property
     def batches(self) -> int | None:

@@ -6,7 +6,7 @@ import atexit
 import sys
 import time
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +38,7 @@ class Processes:
         self._accelerator = accelerator
         self.count, self.index = int(accelerator.num_processes), int(accelerator.process_index)
         self.first = self.index == 0
+        self._groups: dict[int, Any] = {}
 
     def gather(self, value: V) -> list[V]:
         """Every process's (picklable) value, in the processes' order."""
@@ -67,6 +68,18 @@ class Processes:
         if self.count > 1:
             for tensor in (*model.parameters(), *model.buffers()):
                 torch.distributed.broadcast(tensor.detach(), src=0)
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Give every process the buffers of process 0, in place: BatchNorm's statistics differ within an epoch."""
+        if self.count > 1 and not is_sharded(model):
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer.detach(), src=0)
+
+    def leading(self, count: int) -> Any:
+        """The group of the first `count` processes; all of them have to ask for it."""
+        if count not in self._groups:
+            self._groups[count] = torch.distributed.new_group(range(count))
+        return self._groups[count]
 
     def wait(self) -> None:
         """Go on when all have come here."""

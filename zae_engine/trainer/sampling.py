@@ -227,23 +227,24 @@ class Shares(Sampler[list[Any]]):
         return max(-(-whole // self._layout.loader_batches) - self._start, 0)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        layout = self._layout
-        start = self._start * layout.loader_batches
-        batches = global_ids(self._order, start)
+        # Kept here, since a walk within this one (a validation on the training set, say) begins anew.
+        layout, queue, key = self._layout, self._queue, self._key
+        batches = global_ids(self._order, self._start * layout.loader_batches)
         if not is_known(self._order):
             batches = _asked(batches, self._processes)
         while group := list(islice(batches, layout.loader_batches)):
-            yield Ids(self._mine(group), self._key)
+            samples = sum(map(len, group))
+            mine = _mine(group, layout, samples)
+            queue.append(Share(samples, len(mine)))
+            yield Ids(mine or group[0][:1], key)
 
-    def _mine(self, group: list[list[Any]]) -> list[Any]:
-        layout, samples = self._layout, sum(map(len, group))
-        if layout.split_batches or layout.shards:
-            start, stop = layout.mine(samples)
-            mine = list(islice(chain.from_iterable(group), start, stop))
-        else:
-            mine = group[layout.index] if layout.index < len(group) else []
-        self._queue.append(Share(samples, len(mine)))
-        return mine or group[0][:1]
+
+def _mine(group: list[list[Any]], layout: Layout, samples: int) -> list[Any]:
+    """A process's ids of a global batch that is made of one or several of the loader's."""
+    if layout.split_batches:
+        start, stop = layout.mine(samples)
+        return list(islice(chain.from_iterable(group), start, stop))
+    return group[layout.index] if layout.index < len(group) else []
 
 
 class SingleIds(Sampler[Any]):
@@ -278,7 +279,8 @@ def _asked(batches: Iterator[list[Any]], processes: Processes | None) -> Iterato
         yield batch
 
 
-_copies: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+Copy = tuple[DataLoader[Any], Shares, dict[str, Any]]
+_copies: WeakKeyDictionary[DataLoader[Any], Copy] = WeakKeyDictionary()
 
 
 def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any], Shares]:
@@ -289,15 +291,18 @@ def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any],
     seeded : bool
         Whether each sample is drawn with streams of its own.
     """
-    like = _copies.get(loader)
-    if like is not None and isinstance(like.dataset, SeededSamples) == seeded:
-        sampler = like.sampler if like.batch_sampler is None else like.batch_sampler  # whose length may be 0
-        return like, sampler._shares if isinstance(sampler, SingleIds) else sampler  # type: ignore[return-value]
+    now = {name: value for name, value in vars(loader).items() if name != "_iterator"} | {"seeded samples": seeded}
+    if loader in _copies:
+        like, shares, then = _copies[loader]
+        if then.keys() == now.keys() and all(then[name] is now[name] for name in now):
+            return like, shares
     shares = Shares(loader)
     dataset: Any = SeededSamples(loader.dataset) if seeded else loader.dataset
     changes = {"dataset": dataset, "in_order": True, "_iterator": None}  # the queue of shares needs the order
-    changes |= {"sampler": SingleIds(shares, seeded)} if loader.batch_sampler is None else {"batch_sampler": shares}
-    like = _copies[loader] = like_loader(loader, **changes)
+    single = loader.batch_sampler is None
+    changes |= {"sampler": SingleIds(shares, seeded)} if single else {"batch_sampler": shares}
+    like = like_loader(loader, **changes)
+    _copies[loader] = like, shares, now
     return like, shares
 
 

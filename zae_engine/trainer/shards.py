@@ -136,7 +136,7 @@ class ShardSum:
             if micro.samples:
                 set_streams(self._device, self._seed, "shard", self._step(), self._first + micro.number)
                 yield micro
-            branch.append(pack.take(micro.samples / window.samples))
+            branch.append(pack.take(micro.samples / max(window.samples, 1)))
             if len(branch) == self._branch:
                 branches.append(tree_sum(branch))
                 branch = []

@@ -318,6 +318,8 @@ class Trainer(Pacing):
                 if training and self._pause(bar, **kwargs):
                     break
         self._batches, self._speed = bar.done, bar.speed
+        if training:
+            self._processes.same_buffers(self.model)
         put_together(log, self._processes, everything=self._looks_at_logs())
         metrics.clear()
         metrics.update(log.means())

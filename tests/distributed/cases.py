@@ -306,6 +306,31 @@ class WithOutputs(Digits):
         return self.test_step(batch)
 
 
+def nested() -> dict:
+    """The training set is a validation set, too, in the middle of its own epoch."""
+    batches = loader(203, F64)
+    held_out = {"train": batches, "other": loader(41, F64, shuffle=False)}
+    return train(batches, held_out=held_out, valid_every="2st", dtype=F64)
+
+
+def without_items(parts: int) -> dict:
+    """Some batches have nothing that counts."""
+    data = digits(300, F64)
+    ordered = torch.utils.data.Subset(data, sorted(range(300), key=lambda i: int(data[i][1]) % 3 == 0))
+    batches = DataLoader(ordered, batch_size=16)
+    return train(batches, dtype=F64, trainer=Weighted, gradient_accumulation_steps=parts, on_nan="stop")
+
+
+def one_model_is_evaluated() -> dict:
+    """BatchNorm's statistics differ within an epoch; what is reported is of the model that is kept."""
+    trainer = trainer_for("bn", dtype=F64)
+    held_out = loader(100, F64, shuffle=False)
+    trainer.run(1, loader(203, F64, drop_last=True), held_out)
+    reported = trainer.history[-1]["test_loss"]
+    network, (x, y, _) = trainer.model.eval(), held_out.dataset.tensors
+    return {"reported": reported, "real": nn.functional.cross_entropy(network(x), y).item()}
+
+
 # ---------------------------------------------------------------------- stopping, refusing
 
 
@@ -364,6 +389,16 @@ class OtherData(Augmented):
         return x + RANK, y, n
 
 
+class Sometimes0(Weighted):
+    """Counts items in some of its steps only."""
+
+    def train_step(self, batch):
+        values = super().train_step(batch)
+        if self.progress_checker.get_step() == 1:
+            del values["num_items"]
+        return values
+
+
 def refused(kind: str) -> dict:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
@@ -372,6 +407,10 @@ def refused(kind: str) -> dict:
             trainer.run(1, trainer.accelerator.prepare(loader()))
         elif kind == "data":
             trainer_for(dtype=F64).run(1, DataLoader(OtherData(), batch_size=32))
+        elif kind == "valid":
+            trainer_for().run(1, loader(50), None if RANK else loader(50))
+        elif kind == "counted":
+            trainer_for(trainer=Sometimes0).run(1, loader(64))
         elif kind == "length":
             trainer_for().run(1, loader(100 + 50 * RANK))
         elif kind == "stream":
@@ -433,7 +472,7 @@ def fully_sharded(parts: int) -> dict:
     return {"weights": whole, "seen": trainer.seen, "rows": trainer.history.rows}
 
 
-REFUSED = ("length", "stream", "shards", "uncut", "prepared", "data")
+REFUSED = ("length", "valid", "counted", "stream", "shards", "uncut", "prepared", "data")
 
 
 def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
@@ -449,6 +488,11 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "shards-augmented": lambda: sharded("dropout", 8, data=DataLoader(Augmented32(), batch_size=32, shuffle=True)),
         "shards-list": lambda: sharded("dropout", 8, data=list(loader(203, shuffle=False))),
         "shards-sometimes": sharded_sometimes,
+        "shards-few": lambda: sharded("dropout", 12, Weighted, data=loader(35)),
+        "nested": nested,
+        "without-items-1": partial(without_items, 1),
+        "without-items-3": partial(without_items, 3),
+        "one-model": one_model_is_evaluated,
         "own-sampler": own_sampler,
         "distributed-sampler": distributed_sampler,
         "per-process": per_process_batches,

@@ -41,7 +41,7 @@ def wanted(processes: int, name: str) -> bool:
     if name.startswith("loader") and name.endswith("1"):
         return processes < 3
     if name.startswith("shards"):
-        return processes != 3 or name.endswith("12")
+        return processes != 3 or name.endswith("12") or name == "shards-few"
     return processes < 4
 
 

@@ -75,7 +75,7 @@ def test_clipping_and_a_schedule_by_steps(results, processes):
 
 @pytest.mark.parametrize(("name", "processes"), [(n, p) for n in SHARDS for p in (2, 3, 4) if p < 4 or n[-2:] != "10"])
 def test_shards_are_equal_to_the_bit(results, name, processes):
-    if processes == 3 and not name.endswith("12"):
+    if processes == 3 and not name.endswith("12") and name != "shards-few":
         pytest.skip("3 does not divide the shards")
     (wanted,) = results(name, 1)
     if "seen" in wanted:
@@ -166,6 +166,8 @@ def test_what_cannot_be_shared_out_is_refused(results, processes):
     sentences = {
         "length": r"the loader's length is 4 on process 0 and 5 on process 1",
         "stream": "the loader gives process 1 another first batch than process 0",
+        "valid": "the length of valid_loader '' is 2 on process 0 and 'not there' on process 1",
+        "counted": "train_step returned 'num_items' now, but did not in the epoch's first step",
         "shards": f"shards={3 * processes + 1} cannot be shared out evenly over {processes} processes; start 1",
         "prepared": f"a DataLoaderShard, which Accelerate has prepared for one of {processes} processes",
         "data": "the first sample of the loader's OtherData is not the same on every process",
@@ -181,6 +183,19 @@ def test_parameters_without_a_part_in_the_loss(results, tmp_path):
     done = start(2, "-m", "tests.distributed.worker", str(tmp_path), "unused-unsaid")
     assert done.returncode != 0
     assert "give kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]" in done.stderr
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("name", ["nested", "without-items-1", "without-items-3"])
+def test_walks_within_walks_and_batches_without_items(results, name, processes):
+    (wanted,) = results(name.replace("-3", "-1"), 1)
+    assert_same(results(name, processes), wanted, 1e-14)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_one_model_is_evaluated(results, processes):
+    for part in results("one-model", processes):
+        assert part["reported"] == pytest.approx(part["real"], rel=1e-9)
 
 
 @pytest.mark.parametrize("processes", [2, 3])

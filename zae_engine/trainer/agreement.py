@@ -8,13 +8,13 @@ from typing import Any
 from .processes import Processes
 
 _SECONDS = 0.5  # between two questions, as far as steps allow
-_MOST = 32  # steps between them, since steps may become slower
+_MOST = 64  # steps between them, since steps may become slower
 
 
 class Agreement:
-    """Processes decide together at steps that all of them know, about twice a second; one process decides at once.
+    """Processes decide together at steps that all of them know; one process decides at once.
 
-    Each step but these costs a comparison of two numbers.
+    These steps are half a second apart, but at most 64 steps. Any other step costs a comparison of two numbers.
 
     Parameters
     ----------

@@ -42,15 +42,15 @@ def measure_imports(repetitions: int) -> dict[str, Any]:
     dict
         The median seconds of each, the median ratio of neighbours, and what became of the optional packages.
     """
-    for module in ("accelerate", "zae_engine"):
+    for module in ("accelerate", "zae_engine.trainer"):
         time_import(module)  # writes the byte code, reads the files into the cache
     accelerate, own = [], []
     for _ in range(repetitions):
         accelerate.append(time_import("accelerate"))
-        own.append(time_import("zae_engine"))
+        own.append(time_import("zae_engine.trainer"))
     return {
         "accelerate_seconds": median(accelerate),
         "zae_engine_seconds": median(own),
         "ratio": median(o / a for o, a in zip(own, accelerate, strict=True)),
-        "optional": loaded_by("zae_engine"),
+        "optional": loaded_by("zae_engine.trainer"),
     }

@@ -90,7 +90,7 @@ class Window:
         counting: Counting | None = None,
     ) -> None:
         self.micros, self.samples = micros, samples
-        self._counting = counting if counting is not None else Counting()
+        self._counting = counting
         self.here = sum(micro.samples for micro in micros)
         self.items: list[Items] = [0] * len(micros)
         self.values: dict[str, Any] = {}
@@ -113,7 +113,14 @@ class Window:
         difference.
         """
         self._counted, samples = self._counted or items is not None, micro.samples
-        if not self._shards and self._counting.settle(self._processes, items is not None):
+        if self._processes is None and len(self.micros) == 1:  # the usual batch needs no more
+            self.items[0] = samples if items is None else items
+            return None
+        if (
+            not self._shards
+            and self._counting is not None
+            and self._counting.settle(self._processes, items is not None)
+        ):
             items = samples if items is None else items  # as the others, who wait for a number
         self.items[micro.number] = (samples if items is None else items) if samples else 0
         processes = 1 if self._processes is None or self._shards else self._processes.count
@@ -139,7 +146,8 @@ class Window:
     def correction(self) -> Items | None:
         """The factor that turns gradients under the estimated total into those under the real one; None for 1."""
         if self._shards:  # a process without samples has asked no step
-            self._counted = self._counting.settle(self._processes, self._counted) or self._counted
+            if self._counting is not None:
+                self._counted = self._counting.settle(self._processes, self._counted) or self._counted
             self._whole = self.samples
         if not self._counted or self._whole is None:
             return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .environment import LaunchError, World, cores
-from .machine import Machine, name_visible
+from .environment import LaunchError, World
+from .machine import Machine
 
 _KINDS = ("cpu", "cuda", "xpu", "npu", "mlu", "musa", "hpu", "mps")
 
@@ -38,21 +37,6 @@ class Devices:
     def names(self) -> list[str]:
         """As they are written in ``device=``."""
         return ["cpu" if self.kind == "cpu" else f"{self.kind}:{index}" for index in self.indices]
-
-
-def look(environ: Mapping[str, str] = os.environ) -> Machine:
-    """Look at this machine's devices, in a way that leaves this process free to fork."""
-    import torch
-    from accelerate.utils import patch_environment
-
-    # Counting by the CUDA runtime would spoil CUDA in forked processes.
-    with patch_environment(pytorch_nvml_based_cuda_check="1"):
-        found = torch.accelerator.current_accelerator(check_available=True)
-        count = torch.accelerator.device_count() if found is not None else 0
-    if found is None:
-        return Machine(cores=cores())
-    visible = name_visible(count, environ.get("CUDA_VISIBLE_DEVICES") if found.type == "cuda" else None)
-    return Machine(found.type, visible, cores())
 
 
 def read_devices(entries: Sequence[Any], machine: Machine) -> Devices:

@@ -6,11 +6,11 @@ that all think they are the first. Here both sides are compared, before the Acce
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from . import slurm
+from .machine import cores
 
 # The names that torch.distributed and Accelerate read.
 REQUIRED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -246,8 +246,3 @@ def threads(env: Mapping[str, str], world: World) -> int | None:
     if "SLURM_CPUS_PER_TASK" in env:
         return number(env, "SLURM_CPUS_PER_TASK", 1)
     return max(1, cores() // world.local_size)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

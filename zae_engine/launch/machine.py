@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Asked in a process of its own: a launcher that opens the GPUs holds memory on them as long as the run lasts.
 _PROBE = """
@@ -55,18 +55,32 @@ class Machine:
         return f"{len(self.visible)} {self.kind} device{'s' * (len(self.visible) > 1)} ({', '.join(self.visible)})"
 
 
-def this_machine(environ: Mapping[str, str] = os.environ) -> Machine:
-    """Look at this machine; no GPU is opened by this process."""
-    import torch
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = torch.accelerator.current_accelerator(check_available=True)
+
+def look(environ: Mapping[str, str] = os.environ) -> Machine:
+    """Look at this machine's devices, in a way that leaves this process free to fork; not at their precisions."""
+    import torch
+    from accelerate.utils import patch_environment
+
+    # Counting by the CUDA runtime would spoil CUDA in forked processes.
+    with patch_environment(pytorch_nvml_based_cuda_check="1"):
+        found = torch.accelerator.current_accelerator(check_available=True)
+        count = torch.accelerator.device_count() if found is not None else 0
     if found is None:
-        return Machine(cores=cores)
-    count = torch.accelerator.device_count()
+        return Machine(cores=cores())
     visible = name_visible(count, environ.get("CUDA_VISIBLE_DEVICES") if found.type == "cuda" else None)
-    precisions = _ask_cuda() if found.type == "cuda" else ("no", "bf16", "fp16")
-    return Machine(found.type, visible, cores, precisions)
+    return Machine(found.type, visible, cores())
+
+
+def this_machine(environ: Mapping[str, str] = os.environ) -> Machine:
+    """Look at this machine, and at what its devices compute in; no GPU is opened by this process."""
+    machine = look(environ)
+    if not machine.visible:
+        return machine
+    return replace(machine, precisions=_ask_cuda() if machine.kind == "cuda" else ("no", "bf16", "fp16"))
 
 
 def name_visible(count: int, variable: str | None) -> tuple[str, ...]:

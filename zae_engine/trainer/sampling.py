@@ -214,7 +214,6 @@ class Shares(Sampler[list[Any]]):
         # The loader itself must not be kept: the copies below live as long as it does.
         self._order = copy.copy(loader)
         vars(self._order)["_iterator"] = None
-        self.seeded = False
 
     def begin(self, layout: Layout, processes: Processes | None, start: int, key: str) -> deque[Share]:
         """Get ready for an epoch; return the queue into which each batch's share will be put."""

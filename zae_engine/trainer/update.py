@@ -152,6 +152,8 @@ class DelegatedUpdate:
         self.max_norm, self.shards = max_norm, shards
         self._engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._exchanges = (accelerator.num_processes > 1 or self._engine) and shards is None
+        # FSDP2's modules, for which Accelerate's no_sync does nothing when it did not make them itself.
+        self._fully_sharded: list[Any] = [m for m in prepared.modules() if hasattr(m, "set_requires_gradient_sync")]
         self._find_parameters()
 
     def _find_parameters(self) -> None:
@@ -183,7 +185,7 @@ class DelegatedUpdate:
     @contextmanager
     def _apart(self) -> Iterator[None]:
         """Inside, a backward adds to this process's gradients only."""
-        sharded: list[Any] = [m for m in self.prepared.modules() if hasattr(m, "set_requires_gradient_sync")]  # FSDP2's
+        sharded = self._fully_sharded
         self.accelerator.gradient_state._set_sync_gradients(False)  # by which DeepSpeed's backward knows not to step
         try:
             with self.accelerator.no_sync(self.prepared) if not sharded else nullcontext():

@@ -15,6 +15,7 @@ from accelerate.utils import patch_environment
 
 from ...launch import devices as lists
 from ...launch.environment import by_accelerate, enter
+from ...launch.machine import look
 from ...launch.resolve import write_config
 from ...launch.start import interactive, restart
 from ...launch.workers import check_fork, run_workers
@@ -86,7 +87,7 @@ class MultiGPUAddon(AddOnBase):
         if not isinstance(device, (list, tuple)):
             super().__init__(model, device, *args, **kwargs)
             return
-        self._devices, self._forks = _local(lists.read_devices(device, lists.look()), self._precision or "no")
+        self._devices, self._forks = _local(lists.read_devices(device, look()), self._precision or "no")
         if self._forks:
             self._start_in_session(model, *args, **kwargs)
         else:
@@ -140,7 +141,7 @@ class MultiGPUAddon(AddOnBase):
         device = self.accelerator.device
         devices = self._devices or lists.Devices(device.type, (device.index or 0,))
         precision = (self._forks and self._precision) or self.accelerator.mixed_precision
-        config = lists.configuration(devices, lists.look(), precision)
+        config = lists.configuration(devices, look(), precision)
         if path is not None and self.accelerator.is_main_process:
             write_config(config, Path(path))
         return config
@@ -151,7 +152,7 @@ def _local(devices: lists.Devices, precision: str) -> tuple[lists.Devices, bool]
 
     There is no return where they have to be started first.
     """
-    machine = lists.look()
+    machine = look()
     world = enter(os.environ, 0 if devices.kind == "cpu" else len(machine.visible))
     if world.launched or by_accelerate(os.environ):
         lists.check_count(devices, world)

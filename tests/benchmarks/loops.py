@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -40,9 +42,9 @@ def train_clipped(task: Task) -> None:
         losses.append(loss.detach())
 
 
-def train_accelerate(task: Task) -> None:
-    """Train with Accelerate, as its documentation writes the loop."""
-    accelerator = Accelerator(cpu=True)
+def train_accelerate(task: Any, **settings: Any) -> None:
+    """Train with Accelerate, as its documentation writes the loop; `settings` are its own."""
+    accelerator = Accelerator(cpu=True, **settings)
     model, optimizer, loader = accelerator.prepare(task.model, task.optimizer(), task.loader())
     losses: list[Tensor] = []
     model.train()

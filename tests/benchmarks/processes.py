@@ -17,14 +17,13 @@ from importlib import import_module
 from statistics import median
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from . import blocks, group
+from . import blocks, group, loops
 from .blocks import Block
 from .output import discarded
 from .shares import Problem, Rows, sizes, train_zae
@@ -51,19 +50,8 @@ def train_ddp(problem: Problem, max_norm: float = 0.0) -> None:
 
 
 def train_accelerate(problem: Problem) -> None:
-    """Train with Accelerate, as its documentation writes the loop."""
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
-    model, optimizer, loader = accelerator.prepare(problem.model, problem.optimizer(), problem.loader())
-    losses: list[Tensor] = []
-    model.train()
-    for x, y in loader:
-        problem.stamp()
-        with accelerator.accumulate(model):
-            loss = cross_entropy(model(x), y)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
+    """Train with Accelerate, whose processes share each of the loader's batches."""
+    loops.train_accelerate(problem, dataloader_config=DataLoaderConfiguration(split_batches=True))
 
 
 def load_rows() -> tuple[dict[str, tuple[Callable[[Problem], None], str]], dict[str, str]]:

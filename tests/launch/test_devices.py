@@ -11,13 +11,12 @@ from zae_engine.launch.devices import (
     check_count,
     check_there,
     configuration,
-    look,
     numbered,
     read_devices,
     variables,
 )
 from zae_engine.launch.environment import LaunchError, World
-from zae_engine.launch.machine import Machine
+from zae_engine.launch.machine import Machine, look
 
 CPU = Machine(cores=8)
 FOUR = Machine("cuda", ("4", "5", "GPU-6f", "7"), 8)

@@ -92,6 +92,18 @@ def test_the_layout_is_described(size, parts, words):
     assert BatchPlan(DataLoader(range(300), batch_size=size), Layout(micro_batches=parts)).describe() == words
 
 
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (Layout(8, 3, micro_batches=4), "batch 256 = 8 processes × 4 micro-batches × 8 samples"),
+        (Layout(2, split_batches=False), "batch 512 = 2 processes × 1 micro-batch × 256 samples"),
+        (Layout(2, shards=8), "batch 256 = 8 shards × 32 samples on 2 processes"),
+    ],
+)
+def test_the_layout_of_several_processes_is_described(layout, words):
+    assert BatchPlan(DataLoader(range(300), batch_size=256), layout).describe() == words
+
+
 def test_the_layout_of_a_loader_without_a_size_is_described():
     assert BatchPlan([1]).describe() == "batches as the loader gives them, in 1 micro-batch"
     assert BatchPlan([1], Layout(micro_batches=2)).describe() == "batches as the loader gives them, in 2 micro-batches"

@@ -24,6 +24,9 @@ LAYERS = [
     {"keys", "rules", "cluster"},
     {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "launch"},
     {"errors"},
+    {"disk"},
+    {"folder"},
+    {"commit", "retention"},
     {
         "compose",
         "batch",
@@ -37,6 +40,7 @@ LAYERS = [
         "background",
         "lock",
         "documents",
+        "compare",
         "checkpoint",
     },
     {"seeded", "agreement", "evaluation", "metrics"},
@@ -48,6 +52,7 @@ LAYERS = [
     {"pacing"},
     {"trainer"},
     {"_trainer", "core", "early_stopping", "mix_precision", "multi_gpu", "addons", "zae_engine"},
+    {"checkpoint_commands"},
     {"cli"},
 ]
 

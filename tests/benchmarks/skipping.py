@@ -22,6 +22,7 @@ from accelerate import skip_first_batches
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from zae_engine.trainer.plan import BatchPlan
+from zae_engine.trainer.sampling import Start
 
 from . import blocks
 from .blocks import Block
@@ -112,7 +113,7 @@ def measure(batch_size: int, shuffled: bool, quick: bool, repetitions: int, skip
         return first_batch(walk, make_loader(*case), wanted)
 
     rows = [Block("from 0", partial(run, BatchPlan, zero), "from 0")]
-    rows.append(Block(f"from {start:,}", partial(run, partial(BatchPlan, start=start), there), "from 0"))
+    rows.append(Block(f"from {start:,}", partial(run, partial(BatchPlan, start=Start(start)), there), "from 0"))
     if shuffled:
         rows.append(Block("order", partial(draw, batch_size * batches), "from 0"))
     if skip:

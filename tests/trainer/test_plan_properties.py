@@ -26,7 +26,7 @@ from torch.utils.data import (
 
 from zae_engine.trainer.batch import even_edges
 from zae_engine.trainer.plan import BatchPlan
-from zae_engine.trainer.sampling import Layout
+from zae_engine.trainer.sampling import Layout, Start
 
 properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -166,7 +166,7 @@ def walk(case, index, start=0, said=None):
     """The windows of one process, and what is left of the loader's generator."""
     torch.manual_seed(case.seed)
     loader = case.loader()
-    plan = BatchPlan(loader, case.at(index), Alike(case.layout.processes, index, said), start=start)
+    plan = BatchPlan(loader, case.at(index), Alike(case.layout.processes, index, said), start=Start(start))
     return [plan.window(batch) for batch in plan], state(loader)
 
 
@@ -308,7 +308,7 @@ def test_a_distributed_sampler_is_undone():
                 sampler = DistributedSampler(range(53), processes, index, shuffle=shuffle, seed=3)
                 sampler.set_epoch(2)
                 loader = DataLoader(range(53), batch_size=10, sampler=sampler)
-                plan = BatchPlan(loader, Layout(processes, index), Alike(processes, index, said), start=1)
+                plan = BatchPlan(loader, Layout(processes, index), Alike(processes, index, said), start=Start(1))
                 found.append([ids(plan.window(batch)) for batch in plan])
             whole = DistributedSampler(range(53), 1, 0, shuffle=shuffle, seed=3)
             whole.set_epoch(2)
@@ -321,7 +321,8 @@ def shared_items(processes, start, **settings):
     for index in range(processes):
         torch.manual_seed(0)
         loader = DataLoader(Items([[4 * i, 4 * i + 1, 4 * i + 2] for i in range(5)]), batch_size=None, shuffle=True)
-        plan = BatchPlan(loader, Layout(processes, index), Alike(processes, index, said), start=start, **settings)
+        each = Alike(processes, index, said)
+        plan = BatchPlan(loader, Layout(processes, index), each, start=Start(start), **settings)
         found.append([ids(plan.window(batch)) for batch in plan])
     return [list(chain.from_iterable(parts)) for parts in zip(*found, strict=True)]
 

@@ -23,6 +23,7 @@ from torch.utils.data import (
 from zae_engine.trainer.sampling import (
     Layout,
     Shares,
+    Start,
     _permuted,
     agree_on_generators,
     check_shared,
@@ -296,7 +297,7 @@ def test_nothing_is_said_of_other_loaders(loader):
 
 def shares_of(loader, layout, start=0):
     copy, shares = shared_copy(loader, seeded=False)
-    queue = shares.begin(layout, None, start, "key")
+    queue = shares.begin(layout, None, Start(start), "key")
     return [batch.tolist() for batch in copy], list(queue)
 
 
@@ -316,7 +317,7 @@ def test_a_process_without_a_share_loads_the_first_sample():
 def test_one_loader_has_one_copy_of_each_kind(batch_size):
     loader = DataLoader(range(10), batch_size=batch_size)
     first = shared_copy(loader, seeded=False)
-    first[1].begin(Layout(), None, 0, "")
+    first[1].begin(Layout(), None, Start(), "")
     assert shared_copy(loader, seeded=False)[0] is first[0]
     assert shared_copy(loader, seeded=False)[1] is first[1]
     seeded, shares = shared_copy(loader, seeded=True)
@@ -378,7 +379,7 @@ def test_a_loader_class_of_ones_own_stays_what_it_is():
 )
 def test_shares_have_the_length_of_their_walk(layout, start, length):
     shares = Shares(DataLoader(range(10), batch_size=4))
-    shares.begin(layout, None, start, "")
+    shares.begin(layout, None, Start(start), "")
     assert len(shares) == length == len(list(shares))
 
 
@@ -402,7 +403,7 @@ def test_a_sampler_draws_the_same_whatever_is_drawn_between_its_batches():
         torch.manual_seed(5)
         loader = DataLoader(range(99), batch_size=4, sampler=Drawing())
         copy, shares = shared_copy(loader, seeded=False)
-        shares.begin(Layout(), None, 0, "")
+        shares.begin(Layout(), None, Start(), "")
         found = []
         for batch in copy:
             found.append(batch.tolist())
@@ -422,7 +423,7 @@ def test_a_sampler_leaves_the_global_streams_alone():
         np.random.seed(1)
         torch.manual_seed(1)
         copy, shares = shared_copy(DataLoader(range(99), batch_size=4, sampler=Drawing()), seeded=False)
-        shares.begin(Layout(), None, 0, "")
+        shares.begin(Layout(), None, Start(), "")
         walk = iter(copy)
         next(walk)  # draws the seed of its streams, and the loader's own
         if walking:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .processes import Processes
 
 _SECONDS = 0.5  # between two questions, as far as steps allow
 _MOST = 64  # steps between them, since steps may become slower
+
+
+class Wish(NamedTuple):
+    """Why a process wants the run to end, and why it is called away, so that nothing more can be computed."""
+
+    stop: str | None = None
+    away: str | None = None
+
+
+NOTHING = Wish()
 
 
 class Agreement:
@@ -20,7 +31,7 @@ class Agreement:
     ----------
     processes : Processes
     step : int
-        Optimizer steps done so far.
+        Optimizer steps (of an evaluation: batches) done so far.
     """
 
     def __init__(self, processes: Processes, step: int) -> None:
@@ -32,34 +43,34 @@ class Agreement:
         """Whether the processes ask each other after this step."""
         return step >= self._next or self._processes.count == 1
 
-    def settle(self, step: int, reason: str | None, clock: bool) -> tuple[str | None, bool]:
+    def settle(self, step: int, wish: Wish = NOTHING, clocks: Sequence[bool] = ()) -> tuple[Wish, Sequence[bool]]:
         """Ask each other.
 
         Parameters
         ----------
         step : int
             Optimizer steps done.
-        reason : str or None
-            Why this process wants to stop.
-        clock : bool
-            Whether it is time for a validation by this process's clock.
+        wish : Wish
+            This process's.
+        clocks : sequence of bool
+            What it is time for by this process's clock.
 
         Returns
         -------
-        The first process's reason that has one, and process 0's clock.
+        The wishes of the first processes that have them, and process 0's clocks.
         """
         if self._processes.count == 1:
-            return reason, clock
+            return wish, clocks
         now = time.perf_counter()
         speed = (step - self._step) / max(now - self._time, 1e-9)
         self._step, self._time = step, now
         ahead = min(_MOST, max(1, int(speed * _SECONDS)))
         first = self._processes.first
-        wishes, late, self._next = self._processes.sum(
-            [reason is not None, clock and first, (step + ahead) if first else 0]
-        ).tolist()
-        reasons = self._processes.gather(reason) if wishes else []
-        return next((r for r in reasons if r), None), bool(late)
+        mine = [wish != NOTHING, (step + ahead) if first else 0, *(late and first for late in clocks)]
+        wishes, self._next, *late = self._processes.sum(mine).tolist()
+        everyone = self._processes.gather(wish) if wishes else [NOTHING]
+        stop, away = (next((reason for reason in reasons if reason), None) for reasons in zip(*everyone, strict=True))
+        return Wish(stop, away), list(map(bool, late))
 
 
 def refuse_different(processes: Processes, settings: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def check_run(loader: Any, valid_loaders: dict[str, Any], budget: Budget, within
     for name, value in {"loader": loader, **{f"valid_loader {k!r}" if k else "valid_loader": v
                                              for k, v in valid_loaders.items()}}.items():  # fmt: skip
         check_loader(value, name)
-        epochs = budget.last_epoch - budget.first_epoch
+        epochs = budget.epochs_needed(None)
         if isinstance(value, Iterator) and name != "loader" and within_epoch:
             raise ValueError(
                 f"{name} is a {type(value).__name__}, which can be walked once, but valid_every= asks for more within"

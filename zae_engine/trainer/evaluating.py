@@ -12,44 +12,41 @@ from typing import Any
 import torch
 
 from . import checks
+from .agreement import Agreement
 from .batch import map_nest, place, snapshot, to_cpu
 from .evaluation import evaluation
 from .gathering import joined
 from .history import Sums, pooled, with_metrics
-from .metrics import Measures
-from .plan import BatchPlan, Window
-from .records import Records
-from .sampling import Layout, in_dataset_order
+from .placing import Placing
+from .plan import BatchPlan
+from .sampling import Start, in_dataset_order
 from .schedule import Interval
 from .seeding import generators_kept, set_streams
 from .verify import Verification, verify
+from .window import Window
 
 Loader = Iterable[Any]
 Step = Callable[[Any], dict[str, Any]]
 
 
-class Evaluating(Records):
+class Evaluating(Placing):
     """What `Trainer` needs to evaluate; it adds the loop."""
 
-    device: torch.device
-    seed: int
     test_step: Step
-    _layout: Layout
     _seeded: bool
-    _evaluator: Callable[[Step, Any], dict[str, Any]]
-    _in_step: bool
-    _measures: dict[str, Measures]
+    _resumable: bool
     _validation: Interval
     _batches: int
-    _prepare: Callable[[], None]
 
-    def _plan(self, loader: Any, epoch: int = 0, start: int = 0) -> BatchPlan:
+    def _plan(self, loader: Any, epoch: int = 0, start: Start | None = None) -> BatchPlan:
         """How this process walks over `loader` in the present mode."""
+        start = start or Start()
         training = self.mode == "train"
         layout = self._layout if training else replace(self._layout, micro_batches=1, shards=None)
         purpose = ("train", epoch) if training else ("test",)
         others = self._processes.index > 0  # process 0 goes on with the stream that drew the order, as one process does
-        streams = partial(set_streams, self.device, self.seed, *purpose, "process", self._processes.index)
+        if others:
+            start.began = partial(set_streams, self.device, self.seed, *purpose, "process", self._processes.index)
         return BatchPlan(
             loader,
             layout,
@@ -57,11 +54,13 @@ class Evaluating(Records):
             seeded=self._seeded,
             key="/".join(map(str, (self.seed, *purpose))),
             start=start,
-            began=streams if others else None,
+            first_epoch=epoch <= 1,
+            keeps_ids=self._resumable and training,
         )
 
     def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
         if not training:
+            self._watch = Agreement(self._processes, 0)
             self._processes.same_buffers(self.model)  # one model is evaluated, and kept if it is the best
         if training:
             self.model.train()

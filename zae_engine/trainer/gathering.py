@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import defaultdict
 from typing import Any
 
@@ -35,6 +34,31 @@ def put_together(log: EpochLog, processes: Processes, everything: bool) -> None:
     )
 
 
+def log_state(log: EpochLog, processes: Processes, everything: bool) -> dict[str, Any]:
+    """What this process has of the running epoch, as plain values, arrays and tensors."""
+    parts = log.parts(everything)
+    if log.is_whole and not processes.first:  # process 0 has all of it
+        parts |= {"scalars": {}, "other": {}}
+    kinds = log.kinds()
+    scalars = {k: {"places": s.places, "values": s.values, "weights": s.weights, "kind": kinds[k]}
+               for k, s in parts["scalars"].items()}  # fmt: skip
+    return {"batches": parts["batches"], "scalars": scalars, "other": parts["other"]}
+
+
+def restore_log(log: EpochLog, states: list[dict[str, Any]]) -> None:
+    """Go on with what one process had, or with what several had, of whose values the batches are made."""
+    scalars = dict[str, tuple[Series, str]]()
+    for key in dict.fromkeys(key for state in states for key in state["scalars"]):
+        having = [state["scalars"][key] for state in states if key in state["scalars"]]
+        parts = [Series(part["places"], part["values"], part["weights"]) for part in having]
+        scalars[key] = (mean_series(parts) if len(parts) > 1 else parts[0]), having[0]["kind"]
+    other = dict[str, Any]()
+    for key in dict.fromkeys(key for state in states for key in state["other"]):
+        values = [state["other"][key] for state in states if key in state["other"]]
+        other[key] = _joined(key, values) if len(values) > 1 else values[0]
+    log.restore(max((state["batches"] for state in states), default=0), scalars, other)
+
+
 def mean_series(parts: list[Series]) -> Series:
     """The weighted mean of each batch over its parts, and its whole weight."""
     places = np.concatenate([np.frombuffer(part.places, dtype=np.int64) for part in parts])
@@ -42,21 +66,22 @@ def mean_series(parts: list[Series]) -> Series:
     weights = np.concatenate([np.frombuffer(part.weights) for part in parts])
     there, batch = np.unique(places, return_inverse=True)
     total = np.bincount(batch, weights)
-    plain = np.bincount(batch, values) / np.bincount(batch)  # of parts without any item, which count for nothing
-    mean = np.divide(np.bincount(batch, values * weights), total, out=plain, where=total != 0)
-    whole = Series()
-    whole.places, whole.values, whole.weights = array("q", there), array("d", mean), array("d", total)
-    return whole
+    count = np.bincount(batch)
+    plain = np.bincount(batch, values) / count  # of parts without any item, which count for nothing
+    # What has one part is that part, to the bit, so that means can be taken again after a checkpoint.
+    several = (total != 0) & (count > 1)
+    mean = np.divide(np.bincount(batch, values * weights), total, out=plain, where=several)
+    return Series(there.tolist(), mean.tolist(), total.tolist())
 
 
-def _joined(key: str, parts: list[tuple[list[int], list[Any]]]) -> list[Any]:
-    """The batches' values in order, each joined from its parts."""
+def _joined(key: str, parts: list[tuple[list[int], list[Any]]]) -> tuple[list[int], list[Any]]:
+    """The batches' numbers and values in order, each joined from its parts."""
     batches: dict[int, list[Any]] = defaultdict(list)
     for places, values in parts:
         for place, value in zip(places, values, strict=True):
             batches[place].append(value)
-    whole = (batches[place] for place in sorted(batches))
-    return [value for batch in whole for value in ([sum(batch)] if key == "num_items" else joined(batch))]
+    whole = [([sum(batches[n])] if key == "num_items" else joined(batches[n]), n) for n in sorted(batches)]
+    return [n for values, n in whole for _ in values], [value for values, _ in whole for value in values]
 
 
 def joined(parts: list[Any]) -> list[Any]:

@@ -26,8 +26,8 @@ Noticed = Callable[[str, int, float], None]
 class Series:
     """One scalar over the batches: of which batch, its value, its weight."""
 
-    def __init__(self) -> None:
-        self.places, self.values, self.weights = array("q"), array("d"), array("d")
+    def __init__(self, places: Sequence[int] = (), values: Sequence[float] = (), weights: Sequence[float] = ()) -> None:
+        self.places, self.values, self.weights = array("q", places), array("d", values), array("d", weights)
 
     def add(self, place: int, value: float, weight: float) -> None:
         """Take one batch's value."""
@@ -49,12 +49,15 @@ class EpochLog(UserDict[str, list[Any]]):
     watch : bool
         Read the values once a second even when nobody asks for them.
     parts : bool
-        Remember of which batch each value is, since it is a part's and will be put together with other processes'.
+        Remember of which batch each value is: it is a part's and will be put together with other processes', or goes
+        into a checkpoint in the middle of the epoch.
     """
 
     def __init__(self, noticed: Noticed | None = None, watch: bool = False, parts: bool = False) -> None:
         super().__init__()
         self.losses = array("d")  # one number a step, over all epochs
+        self.is_whole = False  # put together over the processes
+        self.epoch_begins = 0  # in the losses
         self._watch, self._parts = watch, parts
         self.listen(noticed)
         self.clear()
@@ -113,7 +116,7 @@ class EpochLog(UserDict[str, list[Any]]):
         self._totals: dict[str, tuple[float, float]] = {}
         self._series: dict[str, Series] = defaultdict(Series)
         self._places: dict[str, list[int]] = defaultdict(list)
-        self._count, self._losses_before = 0, len(self.losses)
+        self._count, self.epoch_begins, self.is_whole = 0, len(self.losses), False
         self._large: set[str] = set()
         self._due = time.perf_counter() + 1
 
@@ -180,24 +183,47 @@ class EpochLog(UserDict[str, list[Any]]):
                         noticed(key, step, value)
             self._totals[key] = total, weights
 
+    def kinds(self) -> dict[str, str]:
+        """Of what kind each scalar's values are: a torch dtype's name, ``int`` or ``float``."""
+        firsts = {key: next(iter(self._lists.get(key, ())), 0.0) for key in self._series}
+        return {k: str(v.dtype) if isinstance(v, Tensor) else "int" if type(v) is int else "float"
+                for k, v in firsts.items()}  # fmt: skip
+
+    def restore(self, batches: int, scalars: dict[str, tuple[Series, str]], other: dict[str, Any]) -> None:
+        """Go on with an epoch of which so many batches are done, from its scalars with their kinds and other parts."""
+        self._count = batches
+        for key, (series, kind) in scalars.items():
+            self._series[key] = series
+            if kind in ("int", "float"):
+                self._lists[key] = [int(v) if kind == "int" else v for v in series.values]
+            else:
+                dtype = getattr(torch, kind.removeprefix("torch."))
+                self._lists[key] = list(torch.tensor(series.values, dtype=torch.float64).to(dtype).unbind())
+            self._arrived[key] = len(series.values)
+            self._totals[key] = _total(series)
+        self.losses.extend(scalars["loss"][0].values if "loss" in scalars else ())
+        for key, (places, values) in other.items():
+            self._places[key], self._lists[key] = list(places), list(values)
+
     def parts(self, everything: bool) -> dict[str, Any]:
         """What this process has of the epoch: its scalars' `Series`, and with `everything`, the other values, too."""
         self.drain()
         other = {k: (self._places[k], self[k]) for k in self._lists if k not in self._series} if everything else {}
         return {"batches": self._count, "scalars": dict(self._series), "other": other}
 
-    def put_together(self, scalars: dict[str, Series], other: dict[str, list[Any]]) -> None:
+    def put_together(self, scalars: dict[str, Series], other: dict[str, Any]) -> None:
         """Let the epoch be what all processes have found of it: a value a batch, as one process would have."""
-        del self.losses[self._losses_before :]
+        del self.losses[self.epoch_begins :]
         for key, series in scalars.items():
             like = next(iter(self._lists.get(key, ())), None)
             numbers = torch.tensor(series.values, dtype=_mean_dtype(like))
             self._lists[key] = list(series.values) if isinstance(like, float) else list(numbers.unbind())
             self._arrived[key] = len(series.values)
-            weighted = [v * w for v, w in zip(series.values, series.weights, strict=True)]
-            self._totals[key] = sum(weighted), sum(series.weights)
+            self._series[key], self._totals[key] = series, _total(series)
         self.losses.extend(scalars["loss"].values if "loss" in scalars else ())
-        self._lists.update(other)
+        for key, (places, values) in other.items():
+            self._places[key], self._lists[key] = places, values
+        self.is_whole = True
 
     def means(self) -> dict[str, float]:
         """The epoch's mean of every scalar so far, weighted by items."""
@@ -207,6 +233,15 @@ class EpochLog(UserDict[str, list[Any]]):
         """For every scalar so far, the weighted sum of its values and the sum of their weights."""
         self.drain()
         return dict(self._totals)
+
+
+def _total(series: Series) -> tuple[float, float]:
+    """The weighted sum of the values, and the sum of the weights, added in order as the steps came."""
+    total = weights = 0.0
+    for value, weight in zip(series.values, series.weights, strict=True):
+        total += value * weight
+        weights += weight
+    return total, weights
 
 
 def _mean_dtype(value: Any) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .batch import to_cpu
+from .batch import map_nest, to_cpu
 from .processes import Processes
 
 _NEEDED = ("update", "compute", "reset")
@@ -43,7 +43,7 @@ class Measures:
 
     def __init__(self, metrics: dict[str, Any], device: torch.device, processes: Processes) -> None:
         self._metrics = {name: _on(copy.deepcopy(metric), device) for name, metric in metrics.items()}
-        self._processes, self._updated = processes, False
+        self._processes, self._updated, self._device = processes, False, device
         for name, metric in self._metrics.items():
             if processes.count > 1 and not all(hasattr(member, "process_group") for member in _members(metric)):
                 raise TypeError(
@@ -56,6 +56,20 @@ class Measures:
         self._updated = False
         for metric in self._metrics.values():
             metric.reset()
+
+    def state(self) -> dict[str, Any]:
+        """What the metrics have seen in the running epoch, as plain values and tensors."""
+        members = {n: [_state_of(m) for m in _members(metric)] for n, metric in self._metrics.items()}
+        return {"updated": self._updated, "metrics": members}
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Go on with what one process had seen, or with what several had."""
+        self._updated = any(state["updated"] for state in states)
+        for name, metric in self._metrics.items():
+            for number, member in enumerate(_members(metric)):
+                seen = [s["metrics"][name][number] for s in states if s["updated"] and name in s["metrics"]]
+                if seen:
+                    _put_states(member, seen, self._device)
 
     def update(self, values: dict[str, Any], step: str) -> None:
         """Take the ``"output"`` and ``"target"`` of what a step returned."""
@@ -88,6 +102,36 @@ class Measures:
             for member in _members(metric):
                 member.process_group = None
         return {key: to_cpu(value) for key, value in found.items()}
+
+
+def _state_of(metric: Any) -> dict[str, Any]:
+    """A metric's values: torchmetrics' say which these are, of any other it is all attributes."""
+    if hasattr(metric, "metric_state"):
+        return {"values": dict(metric.metric_state), "count": metric.update_count}
+    return {"values": dict(vars(metric))}
+
+
+def _put_states(metric: Any, states: list[dict[str, Any]], device: torch.device) -> None:
+    """Put a state into a metric, or of several what torchmetrics would make of them when it synchronises."""
+    every = [map_nest(lambda leaf: _on(leaf, device), state["values"]) for state in states]
+    values = every[0]
+    if len(every) > 1:
+        reductions = getattr(metric, "_reductions", {})
+        values = {name: _merged(reductions.get(name), [each[name] for each in every]) for name in values}
+    vars(metric).update(values)
+    if "count" in states[0]:
+        metric._update_count, metric._computed = sum(state["count"] for state in states), None
+
+
+def _merged(reduction: Any, values: list[Any]) -> Any:
+    if isinstance(values[0], list):
+        return [value for part in values for value in part]
+    if reduction is None:
+        raise ValueError(
+            "a metric of metrics= cannot be put together from several processes; go on with as many processes as"
+            " before, or from a checkpoint of an epoch's end"
+        )
+    return reduction(torch.stack(values))
 
 
 def _members(metric: Any) -> list[Any]:

@@ -6,27 +6,25 @@ import time
 import warnings
 from typing import Any
 
-from .agreement import Agreement
 from .banner import epoch_line
-from .evaluating import Evaluating
 from .history import pooled
 from .progress import SilentBar
-from .schedule import Budget, step_scheduler
+from .resuming import CalledAway, Resuming
+from .schedule import step_scheduler
 
 
-class Pacing(Evaluating):
+class Pacing(Resuming):
     """What `Trainer` needs between two steps and between two epochs; it adds the loop."""
 
     scheduler: Any
     scheduler_step_on_batch: bool
-    _agreement: Agreement
-    _budget: Budget
     _title: str
     _speed: float
 
     def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
-        """Between two steps: validate if it is due; return whether the run ends here."""
-        step = self.progress_checker.get_step() - 1
+        """Between two steps: validate and save if it is due; return whether the run ends here."""
+        assert self._open is not None  # there is a step in an epoch only
+        step, self._open.paused = self.progress_checker.get_step() - 1, False
         due = self._validation.at_step(step)
         if due or self._agreement.due(step):
             due |= self._settle(step)
@@ -34,19 +32,42 @@ class Pacing(Evaluating):
             self.train_metrics.clear()
             self.train_metrics.update(pooled(self._processes.gather(self.log_train.sums())))
             with bar.standing():
-                tested = self._validate(**kwargs)
+                tested = self._tested_now(**kwargs)
             if tested:
                 row = self._take_stock(self.progress_checker.get_epoch(), tested)
                 bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
             self._settle(step)
         self._stop_reason = self._stop_reason or self._budget.spent(step)
+        self._open.paused = True
+        self._at_rest()
         return self._stop_reason is not None
+
+    def _owes(self, bar: SilentBar, **kwargs: Any) -> bool:
+        """Make up for a pause that an interruption has cut off; return whether the run ends here."""
+        owed = self._open is not None and not self._open.paused
+        return owed and self._pause(bar, **kwargs)
 
     def _settle(self, step: int) -> bool:
         """Agree with the other processes on whether to stop; return whether it is time for a validation."""
-        wish, clock = self._agreement.settle(step, self._wish or self._budget.late(), self._validation.late())
-        self._stop_reason = self._stop_reason or wish or self._budget.spent(step)
-        return clock
+        clocks = (self._validation.late(), self._saving is not None and self._saving.late())
+        wish, (tests, saves) = self._agreement.settle(step, self._own_wish(), clocks)
+        self._stop_reason = self._stop_reason or wish.stop or self._budget.spent(step)
+        self._save_due |= saves
+        if wish.away and not self._is_over():
+            self._leave(wish.away)
+        return tests
+
+    def _is_over(self) -> bool:
+        """Whether the run has come to its end, between two epochs."""
+        ends = self._stop_reason is not None or self.progress_checker.get_epoch() > self._budget.last_epoch
+        return ends and self._open is None
+
+    def _tested_now(self, **kwargs: Any) -> bool:
+        """Validate; when the processes are called away meanwhile, that is where the training leaves."""
+        try:
+            return self._validate(**kwargs)
+        except CalledAway as call:
+            self._leave(str(call))
 
     def _end_epoch(self, epoch: int, **kwargs: Any) -> str:
         """Validate, record, step the scheduler and count, after one epoch of `run`; return a line about it."""
@@ -58,13 +79,16 @@ class Pacing(Evaluating):
         self._settle(step)
         last = self._stop_reason is not None or epoch + 1 >= self._budget.last_epoch
         due = training and self._validation.at_epoch(epoch + 1, last)
-        tested = due and self._tested_step != step and self._validate(**kwargs)
+        tested = due and self._tested_step != step and self._tested_now(**kwargs)
         row = self._take_stock(epoch + 1 if training else self.progress_checker.get_epoch() - 1, tested or not training)
         if training:
             if self.scheduler is not None and not self.scheduler_step_on_batch:
                 step_scheduler(self.scheduler, self._tested_loss if self._valid_sets else row.get("train_loss"))
                 self._tested_loss = None
             self.progress_checker.update_epoch()
-        self._settle(step)
+            self._open = None
         self._epoch_began = time.perf_counter()
+        self._settle(step)
+        if training:
+            self._at_rest()
         return epoch_line(self._title if training else f"{self._title} test", row, speed)

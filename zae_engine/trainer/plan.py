@@ -5,166 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from .batch import count_samples, cut, fingerprint, slices
 from .processes import Processes
-from .sampling import Layout, Share, agree_on_generators, is_known, shared_copy
+from .sampling import Layout, Share, Start, agree_on_generators, ids_hash, is_known, nothing, shared_copy
 from .seeded import draws_nothing
-from .seeding import OwnStreams, draw_seed
-
-Items = int | float | Tensor
+from .seeding import OwnStreams, draw_seed, generators_of
+from .window import Counting, Micro, Window
 
 _ALONE = Layout()
-
-
-class Micro(NamedTuple):
-    """A micro-batch on the device, its number of samples (0: a stand-in), and its number in the window."""
-
-    batch: Any
-    samples: int
-    number: int = 0
-
-
-class Counting:
-    """Whether the step returns ``"num_items"``, which the processes have to know of each other: whoever counts, waits.
-
-    They ask once, at an epoch's first window.
-    """
-
-    def __init__(self) -> None:
-        self._found: bool | None = None
-
-    def settle(self, processes: Processes | None, counted: bool) -> bool:
-        """Whether the processes count items; refuse a step that begins to."""
-        if processes is None or processes.count == 1:
-            return False
-        if self._found is None:
-            self._found = any(processes.gather(counted))
-        if counted and not self._found:
-            raise ValueError(
-                "train_step returned 'num_items' now, but did not in the epoch's first step; on several processes,"
-                " return it in every step (0 where there is nothing to count)"
-            )
-        return self._found
-
-
-class Window:
-    """One optimizer step: this process's micro-batches of one global batch, and the share that each has of it.
-
-    Parameters
-    ----------
-    micros : list of Micro
-        This process's.
-    samples : int
-        In the whole global batch.
-    processes : Processes, optional
-        Over which the global batch is shared out.
-    shards : bool
-        Whether the micro-batches are shards, whose weights must not depend on the number of processes, to the bit.
-    counting : Counting, optional
-        The epoch's.
-
-    Attributes
-    ----------
-    here : int
-        Samples in this process's share.
-    items : list
-        Items of its micro-batches: samples, or the ``"num_items"`` that the step returned; 0 before it did.
-    values : dict
-        What the step returned, put together over the micro-batches; `Trainer.optimize` fills it in.
-    stepped : bool
-        Whether the optimizer stepped; fp16 leaves out a step whose gradients overflowed.
-    """
-
-    def __init__(
-        self,
-        micros: list[Micro],
-        samples: int,
-        processes: Processes | None = None,
-        shards: bool = False,
-        counting: Counting | None = None,
-    ) -> None:
-        self.micros, self.samples = micros, samples
-        self._counting = counting
-        self.here = sum(micro.samples for micro in micros)
-        self.items: list[Items] = [0] * len(micros)
-        self.values: dict[str, Any] = {}
-        self.stepped = True
-        self._processes, self._shards = processes, shards
-        self._whole: Items | None = None
-        self._counted = False
-
-    @property
-    def weights(self) -> list[Items]:
-        """Items of the micro-batches that are no stand-ins."""
-        return [self.items[m.number] for m in self.micros if m.samples or not self.samples]
-
-    def share(self, items: Items | None, micro: Micro) -> Items | None:
-        """Note a micro-batch's items (None: its samples), and return its weight, None for 1.
-
-        The weight is its share of the window's items, times the number of processes, since they average their
-        gradients. With ``"num_items"``, the window's total is known only after its last forward. Until then it is
-        estimated from the first micro-batches, as if each sample had as many items; `correction` makes up for the
-        difference.
-        """
-        self._counted, samples = self._counted or items is not None, micro.samples
-        if self._processes is None and len(self.micros) == 1:  # the usual batch needs no more
-            self.items[0] = samples if items is None else items
-            return None
-        if (
-            not self._shards
-            and self._counting is not None
-            and self._counting.settle(self._processes, items is not None)
-        ):
-            items = samples if items is None else items  # as the others, who wait for a number
-        self.items[micro.number] = (samples if items is None else items) if samples else 0
-        processes = 1 if self._processes is None or self._shards else self._processes.count
-        if processes == 1 and len(self.micros) == 1 and not self._shards:
-            return None
-        if self._whole is None:
-            self._whole = self.samples if items is None or self._shards else self._estimate(processes, samples)
-        if items is None:  # of plain samples the shares are known, and often 1
-            return None if samples * processes == self._whole else samples * processes / self._whole
-        return self.items[micro.number] * processes / self._whole
-
-    def _estimate(self, processes: int, samples: int) -> Items:
-        """The window's items, from the first micro-batch of every process; they are all of it if each has one only."""
-        first, seen = self.items[0], samples
-        if self._processes is not None and processes > 1:
-            sums = self._processes.sum([first, samples])
-            first, seen = sums[0], sums[1]  # type: ignore[assignment]  # tensors, so that nothing waits for the device
-            if len(self.micros) == 1:
-                return torch.where(sums[0] == 0, 1.0, sums[0])
-        whole = first * self.samples / seen
-        return whole.clamp(min=1) if isinstance(whole, Tensor) else max(whole, 1)
-
-    def correction(self) -> Items | None:
-        """The factor that turns gradients under the estimated total into those under the real one; None for 1."""
-        if self._shards:  # a process without samples has asked no step
-            if self._counting is not None:
-                self._counted = self._counting.settle(self._processes, self._counted) or self._counted
-            self._whole = self.samples
-        if not self._counted or self._whole is None:
-            return None
-        if self._processes is not None and self._processes.count > 1 and len(self.micros) == 1 and not self._shards:
-            return None
-        total = self._total()
-        if isinstance(total, Tensor):
-            return torch.where(total == 0, 1.0, self._whole / total)
-        return None if total in (0, self._whole) else self._whole / total
-
-    def _total(self) -> Items:
-        if self._processes is None or (self._processes.count == 1 and not self._shards):
-            return sum(self.items)
-        if not self._shards:
-            return self._processes.sum([sum(self.items)])[0]
-        # Every shard's items in one order, so that the sum is the same to the bit for any number of processes.
-        return self._processes.stack(self._processes.numbers(self.items)).sum()
 
 
 class BatchPlan:
@@ -180,10 +33,17 @@ class BatchPlan:
         Over which it is shared out.
     seeded, key : bool and str
         Whether each sample is drawn with random streams of its own, and what these are derived from, beside its id.
-    start : int
-        The number of the first global batch to give; those before it are not loaded where the loader knows its samples.
-    began : callable, optional
-        Called when the first batch is there, and the loader's order with it.
+    start : Start, optional
+        The first global batch to give; those before it are not loaded where the loader knows its samples.
+    first_epoch : bool
+        Whether workers that stay are started now in any run; elsewhere, starting them draws nothing.
+    keeps_ids : bool
+        Remember each batch's ids, for a checkpoint.
+
+    Attributes
+    ----------
+    position : int
+        The number of the global batch that comes next.
     """
 
     def __init__(
@@ -194,13 +54,16 @@ class BatchPlan:
         *,
         seeded: bool = False,
         key: str = "",
-        start: int = 0,
-        began: Callable[[], None] | None = None,
+        start: Start | None = None,
+        first_epoch: bool = True,
+        keeps_ids: bool = False,
     ) -> None:
-        self.loader, self.layout, self.start = loader, layout, start
+        self.loader, self.layout, self.start = loader, layout, start or Start()
+        self.position = self.start.batch
         self._processes = processes if processes is not None and processes.count > 1 else None
         self._counts = processes
-        self._seeded, self._key, self._began = seeded, key, began
+        self._seeded, self._key, self._first_epoch, self._keeps_ids = seeded, key, first_epoch, keeps_ids
+        self._ids: list[Any] = []
         self._share: Share | None = None
         self._counting = Counting()
 
@@ -212,15 +75,16 @@ class BatchPlan:
         first = None
         try:
             for batch in self._batches():
+                self.position += 1
                 if first is None:
                     first = batch
-                    if self._began is not None:
-                        self._began()
+                    self.start.call()
                 if batch is not None:
                     yield batch
                 elif self._share is not None:
                     self._share = Share(self._share.samples, 0)  # the others may have something
                     yield _stand_in(first, self.layout.index)
+            self.start.call()  # of an epoch of which nothing is left
         finally:
             self._share = None
 
@@ -232,25 +96,38 @@ class BatchPlan:
             if loader.batch_sampler is not None:
                 yield from self._by_ids(loader, self.layout)
             else:  # its items are batches
-                first = self.start * self.layout.loader_batches
+                first = Start(self.start.batch * self.layout.loader_batches, began=self.start.began)
+                self.start.began = None
                 yield from self._whole(self._by_ids(loader, _ALONE, first))
         elif loader is not None:
-            walked = isinstance(loader, (list, tuple))
-            yield from islice(self._whole(iter(loader) if walked else _with_own_streams(loader)), self.start, None)
+            walk = iter(loader) if isinstance(loader, (list, tuple)) else _with_own_streams(loader)
+            yield from islice(self._whole(walk), self.start.batch, None)
 
-    def _by_ids(self, loader: DataLoader[Any], layout: Layout, start: int | None = None) -> Iterator[Any]:
+    def _by_ids(self, loader: DataLoader[Any], layout: Layout, start: Start | None = None) -> Iterator[Any]:
         """Of a loader that knows its samples, each process loads its own."""
-        start = self.start if start is None else start
+        start = start or self.start
         seeded = self._seeded and not draws_nothing(loader.dataset)
-        if self._processes is None and not start and is_known(loader) and not seeded and layout.loader_batches == 1:
+        if not self._watches(loader, start) and not seeded and layout.loader_batches == 1:
             yield from loader
             return
         like, shares = shared_copy(loader, seeded)
-        queue = shares.begin(layout, self._processes, start, self._key)
+        fresh = loader.persistent_workers and vars(like).get("_iterator") is None and not self._first_epoch
+        queue = shares.begin(layout, self._processes, start, self._key, _rewind(loader) if fresh else nothing)
         for batch in like:
             share = queue.popleft()
+            self._ids = share.ids
             self._share = share if self._processes is not None and layout is self.layout else None
             yield batch
+
+    def _watches(self, loader: DataLoader[Any], start: Start) -> bool:
+        """Whether the walk over a loader needs more than the loader itself."""
+        own = self._processes is not None or start.batch or self._keeps_ids or loader.persistent_workers
+        return bool(own) or not is_known(loader)
+
+    @property
+    def last_ids(self) -> str:
+        """The `ids_hash` of the last batch that was given; empty where the loader has no ids."""
+        return ids_hash(self._ids)
 
     def _whole(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Of any other loader, each process walks over the whole batches, and takes its share of each."""
@@ -317,6 +194,22 @@ class BatchPlan:
             return f"batches as the loader gives them, in {micro_batches}{on}"
         samples = _many(-(-size // (layout.processes * layout.micro_batches)), "sample")
         return f"batch {size} = {_many(layout.processes, 'process', 'es')} × {micro_batches} × {samples}"
+
+
+def _rewind(loader: DataLoader[Any]) -> Callable[[], None]:
+    """Put back what starting workers draws.
+
+    Workers that stay are started once in a run, in its first epoch. In a run that goes on, the epoch of the start is
+    another one, and would else draw another order.
+    """
+    generators = [torch.default_generator, *generators_of(loader)]
+    before = [generator.get_state() for generator in generators]
+
+    def put_back() -> None:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
+    return put_back
 
 
 def _micros(batch: Any, sizes: list[int], why: str) -> list[Micro]:

@@ -51,12 +51,12 @@ class SilentBar:
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.due = float("inf")
-        self.done, self.samples = 0, 0
+        self.done, self.samples, self.first = 0, 0, 0
 
     def open(self, title: str, total: int | None, describe: Describe) -> Self:
         """Begin an epoch of `total` batches (None: not known); `describe` gives the values to show."""
         self.title, self.total, self.describe = title, total, describe
-        self.done, self.samples = 0, 0
+        self.done, self.samples, self.first = 0, 0, 0  # `first`: batches that were done before, in another run
         self.began = time.perf_counter()
         self.due = self.began + self.interval
         return self
@@ -116,7 +116,7 @@ class LineBar(SilentBar):
     def _position(self) -> str:
         if not self.total:
             return f"batch {self.done}"
-        left = (time.perf_counter() - self.began) / self.done * (self.total - self.done)
+        left = (time.perf_counter() - self.began) / (self.done - self.first) * (self.total - self.done)
         return f"{self.done}/{self.total} ({self.done / self.total:.0%})  ETA {timedelta(seconds=round(left))}"
 
     def write(self, line: str) -> None:

@@ -38,7 +38,7 @@ class Records(Seams):
     loss_buffer: float
     weight_buffer: dict[str, list[Any]]
     _valid_sets: dict[str, Any]
-
+    _resumable: bool
     _processes: Processes
 
     def _start_records(self, monitor: str, monitor_mode: str, on_nan: str) -> None:
@@ -56,7 +56,7 @@ class Records(Seams):
 
     def _start_logs(self) -> None:
         """Begin logs that suit the number of processes; one of them writes files."""
-        watch, parts = self.on_nan == "stop", self._processes.count > 1
+        watch, parts = self.on_nan == "stop", self._processes.count > 1 or self._resumable
         self.log_train, self.log_test = (EpochLog(self._not_finite, watch, parts) for _ in range(2))
         self.history.writes = self._processes.first
 

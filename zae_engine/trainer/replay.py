@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import checks
 from .batch import count_samples, leaves, map_nest, place, slices
-from .plan import Micro, Window
 from .seeding import set_streams
+from .window import Micro, Window
 
 CPU = torch.device("cpu")
 # How far apart two gradients may be, relative to the larger of them, and still be the same but for rounding.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -94,10 +95,47 @@ class Share:
     ----------
     samples, here : int
         In the global batch, and loaded by this process; with ``here`` 0, the batch is a stand-in of weight 0.
+    ids : list
+        Of the global batch.
     """
 
     samples: int
     here: int
+    ids: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Start:
+    """Where in an epoch a walk over a loader begins.
+
+    Attributes
+    ----------
+    batch : int
+        The number of the first global batch to give.
+    before : str
+        The `ids_hash` of the batch before it, empty when that is not known; the order has to be the same again.
+    began : callable, optional
+        Called once, when the loader's order is drawn, before the first sample is loaded.
+    """
+
+    batch: int = 0
+    before: str = ""
+    began: Callable[[], None] | None = None
+
+    def call(self) -> None:
+        """Call `began`, if that has not been done yet."""
+        began, self.began = self.began, None
+        if began is not None:
+            began()
+
+
+def nothing() -> None:
+    """What is done before an order is drawn, usually."""
+
+
+def ids_hash(ids: list[Any]) -> str:
+    """A hash of a batch's ids; empty where there are none."""
+    return hashlib.blake2b(repr(ids).encode(), digest_size=16).hexdigest() if ids else ""
 
 
 def is_known(loader: DataLoader[Any]) -> bool:
@@ -215,27 +253,46 @@ class Shares(Sampler[list[Any]]):
         self._order = copy.copy(loader)
         vars(self._order)["_iterator"] = None
 
-    def begin(self, layout: Layout, processes: Processes | None, start: int, key: str) -> deque[Share]:
-        """Get ready for an epoch; return the queue into which each batch's share will be put."""
-        self._layout, self._processes, self._start, self._key = layout, processes, start, key
+    def begin(
+        self, layout: Layout, processes: Processes | None, start: Start, key: str, drawn: Callable[[], None] = nothing
+    ) -> deque[Share]:
+        """Get ready for an epoch; return the queue into which each batch's share will be put.
+
+        `drawn` is called before the order is drawn.
+        """
+        self._layout, self._processes, self._start, self._key, self._drawn = layout, processes, start, key, drawn
         self._queue: deque[Share] = deque()
         return self._queue
 
     def __len__(self) -> int:
         whole = len(self._order)
-        return max(-(-whole // self._layout.loader_batches) - self._start, 0)
+        return max(-(-whole // self._layout.loader_batches) - self._start.batch, 0)
 
     def __iter__(self) -> Iterator[list[Any]]:
         # Kept here, since a walk within this one (a validation on the training set, say) begins anew.
-        layout, queue, key = self._layout, self._queue, self._key
-        batches = global_ids(self._order, self._start * layout.loader_batches)
+        layout, queue, key, start = self._layout, self._queue, self._key, self._start
+        self._drawn()
+        first = max(start.batch - bool(start.before), 0)
+        batches = global_ids(self._order, first * layout.loader_batches)
         if not is_known(self._order):
             batches = _asked(batches, self._processes)
+        if first < start.batch:
+            _refuse_other_order(list(islice(batches, layout.loader_batches)), start)
         while group := list(islice(batches, layout.loader_batches)):
             samples = sum(map(len, group))
             mine = _mine(group, layout, samples)
-            queue.append(Share(samples, len(mine)))
+            queue.append(Share(samples, len(mine), group))
+            start.call()
             yield Ids(mine or group[0][:1], key)
+
+
+def _refuse_other_order(group: list[list[Any]], start: Start) -> None:
+    if ids_hash(group) != start.before:
+        raise ValueError(
+            f"the samples come in another order than before: batch {start.batch} of this epoch is not the one that the"
+            " checkpoint was made after. The dataset, its length, the sampler or its seed has changed; with these as"
+            " they were, the run goes on; from a checkpoint of an epoch's end it goes on with any order"
+        )
 
 
 def _mine(group: list[list[Any]], layout: Layout, samples: int) -> list[Any]:

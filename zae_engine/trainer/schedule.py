@@ -90,17 +90,25 @@ class Budget:
     limits : list of Duration
         Whichever is reached first ends the run.
     epoch, step : int
-        Epochs and optimizer steps that are done already.
+        Epochs and optimizer steps that were done when the call began.
+    now : (int, int, int), optional
+        Epochs, steps, and batches of the next epoch that are done now, when the call goes on after an interruption.
     """
 
-    def __init__(self, limits: list[Duration], epoch: int, step: int) -> None:
+    def __init__(self, limits: list[Duration], epoch: int, step: int, now: tuple[int, int, int] | None = None) -> None:
         def least(unit: str) -> float:
             return min((limit.count for limit in limits if limit.unit == unit), default=math.inf)
 
         self.first_epoch, self.first_step = epoch, step
+        self._epoch, self._step, self._batches = now or (epoch, step, 0)
         self.last_epoch, self.last_step = epoch + least("ep"), step + least("st")
         self.seconds = least("s")
         self.deadline = time.perf_counter() + self.seconds
+
+    @property
+    def bounded(self) -> bool:
+        """Whether something else than the time ends the call."""
+        return min(self.last_epoch, self.last_step) < math.inf
 
     def spent(self, step: int) -> str | None:
         """Why the run ends after `step` optimizer steps, or None when it goes on."""
@@ -114,21 +122,21 @@ class Budget:
 
     def epochs(self) -> Iterator[int]:
         """The epochs to run, counted from 0 over the trainer's whole life."""
-        epoch = self.first_epoch
+        epoch = self._epoch
         while epoch < self.last_epoch:
             yield epoch
             epoch += 1
 
     def steps(self, batches: int | None) -> float:
-        """How many optimizer steps the call will take at most, with that many batches an epoch."""
-        by_epoch = math.inf if batches is None else (self.last_epoch - self.first_epoch) * batches
-        return min(by_epoch, self.last_step - self.first_step)
+        """How many optimizer steps the call will still take at most, with that many batches an epoch."""
+        by_epoch = math.inf if batches is None else (self.last_epoch - self._epoch) * batches - self._batches
+        return min(by_epoch, self.last_step - self._step)
 
     def epochs_needed(self, batches: int | None) -> float:
-        """How many epochs the call will take at most, with that many batches an epoch."""
-        steps = self.last_step - self.first_step
+        """How many epochs the call will still take at most, with that many batches an epoch."""
+        steps = self.last_step - self._step + self._batches
         by_step = math.ceil(steps / batches) if batches and steps < math.inf else math.inf
-        return min(self.last_epoch - self.first_epoch, by_step)
+        return min(self.last_epoch - self._epoch, by_step)
 
     def title(self, epoch: int) -> str:
         """``Epoch 3/10``, or ``Epoch 3`` when the epochs have no end."""

@@ -51,6 +51,27 @@ def set_streams(device: torch.device, seed: int, *purpose: int | str) -> None:
         torch.get_device_module(device).manual_seed(value)
 
 
+def streams_of(device: torch.device) -> dict[str, Any]:
+    """Where python's, numpy's and torch's generators are now, as plain values and arrays."""
+    state = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": torch.default_generator.get_state(),
+    }
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def put_streams(device: torch.device, state: dict[str, Any]) -> None:
+    """Go on where `streams_of` was called, as far as this device has a state of its kind."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.default_generator.set_state(state["torch"])
+    if device.type != "cpu" and "device" in state:
+        torch.get_device_module(device).set_rng_state(state["device"], device)
+
+
 def generators_of(loader: Any) -> list[torch.Generator]:
     """The generators that a loader and its samplers own, each once."""
     batches = getattr(loader, "batch_sampler", None)

@@ -15,7 +15,7 @@ from .processes import Processes
 from .seeding import set_streams
 
 if TYPE_CHECKING:
-    from .plan import Micro, Window
+    from .window import Micro, Window
 
 Node = list[Tensor]
 

@@ -8,27 +8,26 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import checks
-from .agreement import Agreement, refuse_different
+from .agreement import Agreement
 from .banner import banner, farewell
 from .batch import merge, place, snapshot
 from .compose import AddOnBase, compose, options_of, refuse_unknown
-from .device import Device, make_accelerator, resolve_accumulation
+from .device import Device, resolve_accumulation
 from .gathering import put_together
 from .history import History
-from .metrics import Measures, check_metrics
+from .metrics import check_metrics
 from .pacing import Pacing
-from .plan import Window, named
-from .processes import Processes, is_sharded
+from .plan import named
 from .progress import make_bar
-from .sampling import Layout, check_shared, set_epoch
+from .sampling import check_shared, set_epoch
 from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
-from .shards import ShardSum, check_divides, check_shards, one_thread
-from .update import StepModule, evaluation_of, forward_of, make_update, prepare, spreads, with_synced_batchnorm
+from .shards import ShardSum, check_shards, one_thread
+from .update import make_update, spreads
+from .window import Window
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,19 +154,6 @@ class Trainer(Pacing):
         self._join(device, mixed_precision)
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
 
-    def _join(self, device: Device | Sequence[Device] | None, mixed_precision: str | None) -> None:
-        """Take a place among the processes that train: a device, a share of each batch, what may be written."""
-        self.accelerator = make_accelerator(device, mixed_precision, self._kwargs_handlers)
-        self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
-        self._processes = Processes(self.accelerator)
-        self.seed = self._processes.from_first(self.seed)
-        check_divides(self.shards, self._processes.count)
-        here = (self._processes.count, self._processes.index)
-        self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, self._split_batches)
-        self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}
-        self._start_logs()
-        self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
-
     @classmethod
     def add_on(cls, *add_ons: type[AddOnBase]) -> type[Self]:
         """Return this class with add-ons on top, the last one outermost; the same stack is the same class.
@@ -175,24 +161,6 @@ class Trainer(Pacing):
         A TypeError names what is no add-on, is there twice, or comes before an add-on that it requires.
         """
         return compose(cls, *add_ons)
-
-    def _prepare(self) -> None:
-        """Prepare model and optimizer, when that was not done yet or the user has put others in their place."""
-        if self._prepared_for == (self.model, self.optimizer):
-            return
-        if self._prepared_for != (None, None):
-            self.accelerator.free_memory()  # which collects garbage, a fifth of a second long
-        if self.sync_batchnorm and self._processes.count > 1:
-            self.model = with_synced_batchnorm(self.model, self.device)
-        module, apart = StepModule(self.model), self.shards is not None
-        prepared = prepare(self.accelerator, module, self.optimizer, self.gradient_clip, apart)
-        self._prepared, self._prepared_optimizer = prepared
-        if self.shards is not None:
-            self._processes.same_weights(self.model)  # as DistributedDataParallel does
-        inner = evaluation_of(self._prepared)
-        self._forward, self._evaluator = forward_of(self._prepared), forward_of(inner)
-        self._in_step = self._processes.count > 1 and (not isinstance(inner, StepModule) or is_sharded(inner))
-        self._prepared_for = (self.model, self.optimizer)
 
     # ------------------------------------------------------------------ the loop
 
@@ -251,7 +219,11 @@ class Trainer(Pacing):
         checks.check_run_options(type(self), kwargs)
         checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
         batches = self._plan(loader).batches
-        self._refuse_different(batches)
+        lengths = {f"the length of valid_loader {k!r}": self._plan(v).batches for k, v in self._valid_sets.items()}
+        ends = {"n_epoch": self._budget.last_epoch, "max_steps": self._budget.last_step}
+        self._refuse_different({"the loader's length": batches, "its batch_size": self.batch_size, **lengths, **ends})
+        for each in (loader, *self._valid_sets.values()):
+            check_shared(each, self._processes)
         if self.scheduler is not None and self.mode == "train":
             checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, batches, self._budget)
         notes = make_bar(self._shows)
@@ -267,25 +239,16 @@ class Trainer(Pacing):
         notes.write(farewell(self))
         return self.history
 
-    def _refuse_different(self, batches: int | None) -> None:
-        """Refuse, before the first batch, processes that would wait for each other for ever."""
-        settings = {"the loader's length": batches, "its batch_size": self.batch_size}
-        settings |= {f"the length of valid_loader {k!r}": self._plan(v).batches for k, v in self._valid_sets.items()}
-        ends = {"n_epoch": self._budget.last_epoch, "max_steps": self._budget.last_step}
-        parameters = {"the number of parameters": sum(p.numel() for p in self.model.parameters() if not is_lazy(p))}
-        refuse_different(self._processes, {**settings, **ends, **parameters})
-        for loader in (self.loader, *self._valid_sets.values()):
-            check_shared(loader, self._processes)
-
     def _get_ready(self, limits: list[Duration], valid_every: Duration) -> None:
         """Decide, before the loop, everything that the loop would else have to ask again."""
         self._prepare()
         self._valid_sets = named(self.valid_loader)
         training = self.mode == "train"
         done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
-        self._budget = Budget(limits, *done)
+        self._budget = Budget(limits, *self._begun(done))
         self._validation, self._agreement = Interval(valid_every), Agreement(self._processes, done[1])
         self._begin_records()
+        self._continue_records()
         self._plans = {self.mode: self._plan(self.loader)}
         self.batch_size = self._plan(self.loader).batch_size or 0
         self.valid_batch_size = max((self._plan(v).batch_size or 0 for v in self._valid_sets.values()), default=0)
@@ -306,16 +269,18 @@ class Trainer(Pacing):
         log, metrics = (self.log_train, self.train_metrics) if training else (self.log_test, self.test_metrics)
         log.clear()
         self._measures[self.mode].reset()
-        plan, title = self._plan(loader, epoch), self._title if training else f"{self._title} test"
+        title, between = (self._title, self._pause) if training else (f"{self._title} test", self._look_up)
+        bar = make_bar(self._shows).open(title, self._plan(loader).batches, self.print_log)
+        plan = self._open_epoch(loader, epoch, bar) if training else self._plan(loader, epoch)
         self._plans[self.mode] = plan
-        bar = make_bar(self._shows).open(title, plan.batches, self.print_log)
         with bar, self._surroundings(training, epoch):
             if training:
                 set_epoch(loader, epoch - 1)
-            for batch in plan:
+            over = training and self._owes(bar, **kwargs)
+            for batch in () if over else plan:
                 self.run_batch(batch, **kwargs)
                 bar.advance(self._samples)
-                if training and self._pause(bar, **kwargs):
+                if between(bar, **kwargs):
                     break
         self._batches, self._speed = bar.done, bar.speed
         if training:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .plan import Items, Micro, Window
 from .processes import is_sharded
 from .shards import ShardSum
+from .window import Items, Micro, Window
 
 Step = Callable[[Any], dict[str, Any]]
 

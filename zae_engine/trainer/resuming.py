@@ -1,0 +1,224 @@
+"""The part of the trainer that says where it is, and goes on from there."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+
+from .agreement import Agreement, Wish
+from .evaluating import Evaluating
+from .gathering import log_state, restore_log
+from .plan import BatchPlan
+from .progress import SilentBar
+from .sampling import Start
+from .schedule import Budget, Interval
+from .seeding import generators_of, put_streams, set_streams, streams_of
+
+
+class CalledAway(BaseException):
+    """Breaks an evaluation off. No Exception, so that nobody who handles errors keeps it to himself."""
+
+
+@dataclass
+class Midway:
+    """An epoch that was begun, and is to be gone on with.
+
+    Attributes
+    ----------
+    batch : int
+        The number of the global batch that comes next.
+    ids : str
+        The hash of the ids of the one before.
+    paused : bool
+        Whether what was due after that batch (a validation) has been done.
+    generators : list of Tensor
+        Where the loader's own generators were when the epoch began.
+    streams : dict or None
+        Where this process's random streams were.
+    logs, measures : list of dict
+        What the processes had of the epoch whose values this one goes on with.
+    """
+
+    batch: int
+    ids: str
+    paused: bool
+    generators: list[torch.Tensor]
+    streams: dict[str, Any] | None
+    logs: list[dict[str, Any]]
+    measures: list[dict[str, Any]]
+
+
+@dataclass
+class Open:
+    """The training epoch that is running."""
+
+    plan: BatchPlan
+    generators: list[torch.Tensor] = field(default_factory=list)
+    streams: dict[str, Any] | None = None  # those of a checkpoint, until they are put back
+    paused: bool = True
+
+
+class Resuming(Evaluating):
+    """What `Trainer` and StateManagerAddon need to stop anywhere and to go on; the trainer adds the loop."""
+
+    # Whether everything is kept that a checkpoint in the middle of an epoch needs; and whether signals end the run.
+    _resumable = False
+    _leaves = False
+    loader: Any
+    _saving: Interval | None = None
+    _save_due = False
+    _budget: Budget
+    _agreement: Agreement
+    _open: Open | None = None
+    _midway: Midway | None = None
+    _resumed: dict[str, Any] | None = None
+    _called: str | None = None  # away, by a signal that this process got
+
+    def _open_epoch(self, loader: Any, epoch: int, bar: SilentBar) -> BatchPlan:
+        """The plan of a training epoch, from its first batch or from where it was left."""
+        midway, self._midway = self._midway, None
+        generators = generators_of(loader)
+        for generator, state in zip(generators, midway.generators if midway else (), strict=False):
+            generator.set_state(state)
+        opened = Open(self._plan(loader, epoch), [g.get_state() for g in generators])
+        if midway is not None:
+            opened = Open(self._plan(loader, epoch, Start(midway.batch, midway.ids)), opened.generators)
+            opened.streams, opened.paused = midway.streams or self._new_streams(epoch, midway.batch), midway.paused
+            opened.plan.start.began = partial(self._put_streams, opened)
+            bar.done = bar.first = midway.batch
+            restore_log(self.log_train, midway.logs)
+            self._measures["train"].restore(midway.measures)
+        self._open = opened
+        return opened.plan
+
+    def _new_streams(self, epoch: int, batch: int) -> dict[str, Any]:
+        """Streams of a process that was not there before."""
+        before = streams_of(self.device)
+        set_streams(self.device, self.seed, "train", epoch, "process", self._processes.index, "from", batch)
+        new = streams_of(self.device)
+        put_streams(self.device, before)
+        return new
+
+    def _put_streams(self, opened: Open) -> None:
+        if opened.streams is not None:
+            put_streams(self.device, opened.streams)
+            opened.streams = None
+
+    # ------------------------------------------------------------------ what the processes agree on
+
+    def _own_wish(self) -> Wish:
+        """Why this process wants the run to end, or cannot go on."""
+        late = self._budget.late()
+        if late and self._leaves and self._budget.bounded:  # it is this job's time that is over, not the run's
+            return Wish(self._wish, self._called or late)
+        return Wish(self._wish or late, self._called)
+
+    def _look_up(self, bar: SilentBar, **kwargs: Any) -> bool:
+        """Between two batches of an evaluation: break it off if the processes are called away."""
+        if self._leaves and self._watch.due(bar.done):
+            away = self._watch.settle(bar.done, self._own_wish())[0].away
+            if away:
+                raise CalledAway(away)
+        return False
+
+    def _leave(self, reason: str) -> NoReturn:
+        """End the run here, in the middle of something, since the process is called away."""
+        raise CalledAway(reason)
+
+    def _at_rest(self) -> None:
+        """Between two steps or epochs, with nothing half done: where a StateManagerAddon saves."""
+
+    # ------------------------------------------------------------------ where the trainer is
+
+    def _position(self) -> dict[str, Any]:
+        """Where the run is, as plain values, arrays and tensors: what is the same on all processes."""
+        opened, log = self._open, self.log_train
+        return {
+            "began": [self._budget.first_epoch, self._budget.first_step],
+            "batch": opened.plan.position if opened else 0,
+            "ids": (opened.plan.last_ids or opened.plan.start.before) if opened else "",
+            "midway": opened is not None,
+            "paused": opened is None or opened.paused,
+            "generators": opened.generators if opened else [g.get_state() for g in generators_of(self.loader)],
+            "valid_generators": {n: [g.get_state() for g in generators_of(v)] for n, v in self._valid_sets.items()},
+            "stop": self._stop_reason or self._wish,
+            "seconds": time.perf_counter() - self._epoch_began,
+            "tested": [self._tested_step, self._tested_loss],
+            "rows_before": self._rows_before,
+            "rows": [dict(row) for row in self.history.rows],
+            "metrics": [dict(self.train_metrics), dict(self.test_metrics)],
+            "losses": [log.losses[: log.epoch_begins if opened else len(log.losses)], self.log_test.losses[:]],
+        }
+
+    def _own_part(self) -> dict[str, Any]:
+        """What only this process has: its random streams, and of a running epoch its log and its metrics."""
+        opened = self._open
+        if opened is None:
+            return {}
+        return {
+            "streams": opened.streams or streams_of(self.device),
+            "log": log_state(self.log_train, self._processes, self._looks_at_logs()),
+            "measures": self._measures["train"].state(),
+        }
+
+    def _go_to(self, position: Mapping[str, Any], parts: list[dict[str, Any]], mine: int | None) -> None:
+        """Take a position; the next training goes on from it.
+
+        Parameters
+        ----------
+        position : mapping
+            What `_position` gave.
+        parts : list of dict
+            What `_own_part` gave on each process that there was.
+        mine : int or None
+            Which of them this process goes on with; None: process 0 goes on with all.
+        """
+        self.history.rows[:] = [dict(row) for row in position["rows"]]
+        for metrics, then in zip((self.train_metrics, self.test_metrics), position["metrics"], strict=True):
+            metrics.clear()
+            metrics.update(then)
+        for log, losses in zip((self.log_train, self.log_test), position["losses"], strict=True):
+            log.clear()
+            log.losses = array("d", losses)
+            log.clear()
+        self._midway, self._open = None, None
+        if position["midway"]:
+            index = self._processes.index
+            own = parts if index == 0 else []
+            own = own if mine is None else [parts[mine]]
+            streams = parts[index]["streams"] if index < len(parts) else None
+            logs, measures = [part["log"] for part in own], [part["measures"] for part in own]
+            keys = ("batch", "ids", "paused", "generators")
+            self._midway = Midway(**{k: position[k] for k in keys}, streams=streams, logs=logs, measures=measures)
+        self._resumed = dict(position)
+
+    def _continue_records(self) -> None:
+        """After `_begin_records`: what of an interrupted call still holds."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            return
+        if not resumed["midway"]:
+            _put_generators(self.loader, resumed["generators"])
+        for name, states in resumed["valid_generators"].items():
+            _put_generators(self._valid_sets.get(name), states)
+        self._stop_reason = resumed["stop"]
+        self._epoch_began -= resumed["seconds"]
+        self._tested_step, self._tested_loss = resumed["tested"]
+        self._rows_before = resumed["rows_before"]
+
+    def _begun(self, done: tuple[int, int]) -> tuple[int, int, tuple[int, int, int]]:
+        """Epochs and steps done when the present call began, and those done now."""
+        finishes = self._resumed is not None and self._resumed.get("finishes", False)
+        began = tuple(self._resumed["began"]) if finishes and self._resumed is not None else done
+        return began[0], began[1], (*done, self._midway.batch if self._midway else 0)
+
+
+def _put_generators(loader: Any, states: list[torch.Tensor]) -> None:
+    for generator, state in zip(generators_of(loader), states, strict=False):
+        generator.set_state(state)

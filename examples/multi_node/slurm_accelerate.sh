@@ -3,12 +3,21 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
+#SBATCH --time=04:00:00
+# Two minutes before that the tasks are told; they stop together, and save.
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
 
-# One launcher for each machine, which starts a process for each of its GPUs.
-export PER_MACHINE=${PER_MACHINE:-4}
-export FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export PORT=$((20000 + SLURM_JOB_ID % 10000)) # other jobs on the machine have another one
+# One launcher for each machine, which starts a process for each of its GPUs. `zae launch` passes the signal on to them
+# and their exit code back; `accelerate launch` does neither.
+# The first to end, with 75 say, leaves the others two minutes to do the same, or to notice that it is gone.
+code=0
+srun --kill-on-bad-exit=0 --wait=120 zae launch --num_processes "${PER_MACHINE:-4}" train.py || code=$?
 
-srun bash -c 'accelerate launch --multi_gpu --mixed_precision no --dynamo_backend no \
-    --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * PER_MACHINE)) \
-    --machine_rank "$SLURM_NODEID" --main_process_ip "$FIRST" --main_process_port "$PORT" train.py'
+# 75 says "run me again". Whatever else ends the training is left for you to see.
+if [ "$code" -eq 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

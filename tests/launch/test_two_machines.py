@@ -1,14 +1,11 @@
-"""Two launchers of stock Accelerate, as on two machines, meet over the loopback; so do SLURM's tasks."""
+"""Two launchers of stock Accelerate, as on two machines, meet over the loopback."""
 
-import os
 import sys
 
-import pytest
 import torch
 
 from tests.launch.processes import ACCELERATE, PROBE, ROOT, clean, finish, free_port, rows, start
 
-EXAMPLE = ROOT / "examples" / "multi_node"
 FLAGS = "--multi_gpu --num_machines 2 --num_processes 4 --main_process_ip 127.0.0.1 --mixed_precision no"
 
 
@@ -50,31 +47,3 @@ def test_two_machines_without_multi_gpu_are_refused():
     )[0]
     assert code != 0
     assert "this process was started alone" in rows(out)[0]["refused"]
-
-
-# A stand-in for srun: starts the command on two "machines" of this one, with the variables of SLURM.
-SRUN = """#!{python}
-import os, subprocess, sys
-each = int(os.environ["TASKS_PER_NODE"])
-tasks = []
-for task in range(2 * each):
-    node, local = divmod(task, each)
-    step = dict(SLURM_STEP_ID=0, SLURM_PROCID=task, SLURM_LOCALID=local, SLURM_NODEID=node, SLURM_NTASKS=2 * each)
-    step["SLURM_TASKS_PER_NODE"] = f"{{each}}(x2)"
-    tasks.append(subprocess.Popen(sys.argv[1:], env=os.environ | {{k: str(v) for k, v in step.items()}}))
-sys.exit(max(task.wait() for task in tasks))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("script", "tasks"), [("slurm_srun.sh", 2), ("slurm_accelerate.sh", 1)])
-def test_the_slurm_scripts_train_one_model(tmp_path, script, tasks):
-    for name, source in (("srun", SRUN.format(python=sys.executable)), ("scontrol", "#!/bin/sh\necho 127.0.0.1\n")):
-        (tmp_path / name).write_text(source)
-        (tmp_path / name).chmod(0o755)
-    path = os.pathsep.join([str(tmp_path), os.path.dirname(sys.executable), os.environ["PATH"]])
-    job = {"SLURM_JOB_ID": free_port(), "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_NNODES": 2, "PER_MACHINE": 2}
-    env = clean(PATH=path, TASKS_PER_NODE=tasks, CUDA_VISIBLE_DEVICES="", **job)
-    ((code, out, err),) = finish(start(["bash", EXAMPLE / script], env, EXAMPLE))
-    assert code == 0, err
-    assert "4 processes: 1.000000, 2.000000, 3.000000, 4.000000" in out

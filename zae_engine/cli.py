@@ -1,4 +1,6 @@
-"""``zae``: checks, fits and starts Accelerate configurations. Thin: the work is done by `zae_engine.launch`.
+"""``zae``: checks, fits and starts Accelerate configurations, and looks at checkpoints.
+
+Thin: the work is done by `zae_engine.launch` and `zae_engine.checkpoint`.
 
 What is slow to import (torch, Accelerate) is imported by the commands that need it.
 """
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ._version import __version__
+from .checkpoint_commands import checkpoint_app
 
 if TYPE_CHECKING:
     from .launch.document import Document
@@ -36,6 +39,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Check or fit a configuration.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -230,8 +234,9 @@ def _move_file(arguments: list[str]) -> list[str]:
 
 def _explain(error: Exception, arguments: Sequence[str]) -> str:
     text = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
-    names = [c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands] + ["config"]
-    names += [c.name or (c.callback.__name__ if c.callback else "") for c in config_app.registered_commands]
+    groups = {"": app, "config": config_app, "checkpoint": checkpoint_app}
+    commands = [command for group in groups.values() for command in group.registered_commands]
+    names = [c.name or (c.callback.__name__ if c.callback else "") for c in commands] + list(groups)[1:]
     unknown = next((a for a in arguments if "No such command" in text and a not in names), None)
     meant = get_close_matches(unknown, names, n=1) if unknown else []
     if meant and meant[0] not in text:  # older versions of typer name no near miss

@@ -39,8 +39,7 @@ def _count(request):
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(tried.items()))
     said = f"{sum(tried.values())} faults ({counts}); damaged checkpoints loaded: 0; seed {SEED}"
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-        reporter.ensure_newline()
-        reporter.write_line(said)
+        reporter.write(f"\n{said}\n")
 
 
 @pytest.fixture
@@ -160,8 +159,9 @@ def test_kills_at_random_moments(quick_folder):
 
 
 def timed(folder, serial):
+    child = fork(replace, folder, serial)
     began = time.perf_counter()
-    assert ended(fork(replace, folder, serial)) == 0
+    assert ended(child) == 0
     return time.perf_counter() - began
 
 

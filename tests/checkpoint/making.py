@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import traceback
+import warnings
 from pathlib import Path
 
 from zae_engine.checkpoint.commit import Commit
+from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import name_of
 
 FILES = {"model.safetensors": 9000, "state.json": 300, "process-0.json": 70, "sharded/0.safetensors": 5000}
@@ -28,8 +31,8 @@ def writer(serial: int = 0, files: dict[str, int] | None = None):
     return write
 
 
-def summary(serial: int, **said) -> dict:
-    return {"serial": serial, "step": 10 * serial, "epoch": 1, "metrics": {"loss": 1 / serial}} | said
+def summary(number: int, /, **said) -> dict:
+    return {"serial": number, "step": 10 * number, "epoch": 1, "metrics": {"loss": 1 / number}} | said
 
 
 def begin(folder: Path, serial: int, token: str = "a", index: int = 0, count: int = 1) -> Commit:
@@ -48,3 +51,27 @@ def watched(value: float, mode: str = "min", name: str = "loss") -> dict:
 
 def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
+
+
+def fork(function, *arguments):
+    """Start a child that calls the function and ends: 0 done, 3 CheckpointError, 4 anything else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's threads are idle
+        child = os.fork()
+    if child:
+        return child
+    code = 4
+    try:
+        function(*arguments)
+        code = 0
+    except CheckpointError:
+        code = 3
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+def ended(child):
+    """The exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -12,15 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.making import FILES, begin, make, names, summary, writer
+from tests.checkpoint.making import FILES, begin, ended, fork, make, names, summary, writer
 from zae_engine.checkpoint.commit import clear_leftovers
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import choose, committed, problems_of, seal
@@ -55,30 +53,6 @@ def quick_folder():
     with tempfile.TemporaryDirectory(prefix="zae-", dir=memory if os.access(memory, os.W_OK) else None) as root:
         make(Path(root) / "checkpoints", 1)
         yield Path(root) / "checkpoints"
-
-
-def fork(function, *arguments):
-    """Start a child that calls the function and ends: 0 done, 3 CheckpointError, 4 anything else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's threads are idle
-        child = os.fork()
-    if child:
-        return child
-    code = 4
-    try:
-        function(*arguments)
-        code = 0
-    except CheckpointError:
-        code = 3
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
-
-
-def ended(child):
-    """The exit code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def replace(folder, serial):

@@ -140,7 +140,7 @@ def difference_of(one: Tensor, other: Tensor, part: str = "", name: str = "") ->
     if not count:
         return None
     a, b = _numbers(one, changed), _numbers(other, changed)
-    gap = (a - b).abs().nan_to_num(nan=math.inf)
+    gap = (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf)
     scale = torch.maximum(a.abs(), b.abs()).nan_to_num(nan=0.0)
     relative = torch.where(scale.isfinite() & (scale > 0), gap / scale, gap)
     largest, most = gap.max().item(), relative.max().item()

@@ -25,7 +25,7 @@ FORK = multiprocessing.get_context("fork")
 
 def leave(seconds):
     """Start a child that holds the lock after its parent, as forked workers do, if filelock has not closed it there."""
-    lock = next(fd for fd in os.listdir("/proc/self/fd") if os.readlink(f"/proc/self/fd/{fd}").endswith("/lock"))
+    lock = next(fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}").endswith("/lock"))
     os.dup(int(lock))
     if child := os.fork():
         return child
@@ -45,13 +45,15 @@ def holder(folder, heir=0.0):
     ours, theirs = FORK.Pipe()
     process = FORK.Process(target=hold, args=(folder, heir, theirs))
     process.start()
+    theirs.close()  # so that the end of a process that failed is noticed
+    process.heir, process.pipe = None, ours
     try:
         assert ours.poll(60)
-        process.heir, process.pipe = ours.recv(), ours
+        process.heir = ours.recv()
         yield process
     finally:
         process.kill()
-        if heir:
+        if process.heir:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.heir, signal.SIGKILL)
         process.join()
@@ -247,7 +249,7 @@ def test_without_flock_a_file_stands_for_it(tmp_path, monkeypatch, code):
             RunLock(tmp_path).acquire()
         process.kill()
         await_end(process)
-        with RunLock(tmp_path, patience=3):
+        with RunLock(tmp_path, patience=0.5):
             assert owner(tmp_path)["pid"] == os.getpid()
 
 
@@ -265,6 +267,7 @@ def test_a_folder_that_cannot_be_written_is_said():
         os.chmod(folder, 0o555)
         process = FORK.Process(target=say, args=(folder, theirs))
         process.start()
+        theirs.close()
         assert ours.poll(60)
         process.join()
     assert re.match(rf"'{folder}' cannot be locked: .*Permission denied.*; give a save_path that", ours.recv())

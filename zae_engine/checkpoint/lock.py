@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import time
-import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -169,9 +168,8 @@ class RunLock:
 
 def _take(path: Path, timeout: float = 0.0) -> BaseFileLock | None:
     """A lock, if nobody has it or gives it back in time: flock's, or a file where the file system has none."""
-    with warnings.catch_warnings(), contextlib.suppress(Timeout):
-        warnings.simplefilter("ignore")  # that there is no flock
-        lock: BaseFileLock = FileLock(path, timeout=timeout, thread_local=False)
+    with contextlib.suppress(Timeout):
+        lock: BaseFileLock = FileLock(path, timeout=timeout, thread_local=False, fallback_to_soft=False)
         try:
             lock.acquire()
         except OSError as error:

@@ -99,8 +99,15 @@ def write_document(folder: str | os.PathLike[str], stem: str, tree: Any, suffix:
     list of str
         The names of the files: ``stem.json``, and ``stem.safetensors`` (or ``.ckpt``) where there are tensors.
     """
+    return write_packed(folder, stem, *pack(tree), suffix)
+
+
+def write_packed(
+    folder: str | os.PathLike[str], stem: str, values: Any, tensors: Mapping[str, Tensor], suffix: str = ".safetensors"
+) -> list[str]:
+    """Write what `codec.pack` has made of a state, whose tensors may have been copied since; as `write_document`."""
     _check_suffix(suffix)
-    folder, (values, tensors) = Path(folder), pack(tree)
+    folder = Path(folder)
     document = {"format": FORMAT, "tensors": stem + suffix if tensors else None, "state": values}
     if tensors:
         write_tensors(folder / (stem + suffix), tensors)

@@ -163,6 +163,11 @@ def check_run_options(cls: type, names: Iterable[str]) -> None:
                     takes_any |= any(p.kind is p.VAR_KEYWORD for p in parameters)
                     options.update((p.name, owner.__name__) for p in parameters if p.name != "self")
     unknown = [n for n in names if n not in options]
+    if "resume" in unknown:
+        raise TypeError(
+            f"{cls.__name__}.run() got resume=, which goes on from a checkpoint; write add_on(StateManagerAddon) and"
+            " give the trainer save_path='runs/first'"
+        )
     if takes_any:  # an override's **kwargs may mean anything but a misspelt option
         unknown = [n for n in unknown if difflib.get_close_matches(n, options, n=1, cutoff=0.8)]
     refuse_unknown(unknown, f"{cls.__name__}.run()", options)

@@ -147,7 +147,7 @@ class Resuming(Evaluating):
             "paused": opened is None or opened.paused,
             "generators": opened.generators if opened else [g.get_state() for g in generators_of(self.loader)],
             "valid_generators": {n: [g.get_state() for g in generators_of(v)] for n, v in self._valid_sets.items()},
-            "stop": self._stop_reason or self._wish,
+            "stop": self._lasting_stop(),
             "seconds": time.perf_counter() - self._epoch_began,
             "tested": [self._tested_step, self._tested_loss],
             "rows_before": self._rows_before,
@@ -155,6 +155,11 @@ class Resuming(Evaluating):
             "metrics": [dict(self.train_metrics), dict(self.test_metrics)],
             "losses": [log.losses[: log.epoch_begins if opened else len(log.losses)], self.log_test.losses[:]],
         }
+
+    def _lasting_stop(self) -> str | None:
+        """Why the run ends, if that is not one of its limits, which a later call may put elsewhere."""
+        reason = self._stop_reason or self._wish
+        return None if reason == self._budget.spent(self.progress_checker.get_step() - 1) else reason
 
     def _own_part(self) -> dict[str, Any]:
         """What only this process has: its random streams, and of a running epoch its log and its metrics."""
@@ -167,7 +172,7 @@ class Resuming(Evaluating):
             "measures": self._measures["train"].state(),
         }
 
-    def _go_to(self, position: Mapping[str, Any], parts: list[dict[str, Any]], mine: int | None) -> None:
+    def _go_to(self, position: Mapping[str, Any], parts: list[dict[str, Any]], streams: dict[str, Any] | None) -> None:
         """Take a position; the next training goes on from it.
 
         Parameters
@@ -175,9 +180,9 @@ class Resuming(Evaluating):
         position : mapping
             What `_position` gave.
         parts : list of dict
-            What `_own_part` gave on each process that there was.
-        mine : int or None
-            Which of them this process goes on with; None: process 0 goes on with all.
+            What `_own_part` gave, of the processes whose values this one goes on with.
+        streams : dict or None
+            This process's random streams; None makes new ones.
         """
         self.history.rows[:] = [dict(row) for row in position["rows"]]
         for metrics, then in zip((self.train_metrics, self.test_metrics), position["metrics"], strict=True):
@@ -189,11 +194,7 @@ class Resuming(Evaluating):
             log.clear()
         self._midway, self._open = None, None
         if position["midway"]:
-            index = self._processes.index
-            own = parts if index == 0 else []
-            own = own if mine is None else [parts[mine]]
-            streams = parts[index]["streams"] if index < len(parts) else None
-            logs, measures = [part["log"] for part in own], [part["measures"] for part in own]
+            logs, measures = [part["log"] for part in parts], [part["measures"] for part in parts]
             keys = ("batch", "ids", "paused", "generators")
             self._midway = Midway(**{k: position[k] for k in keys}, streams=streams, logs=logs, measures=measures)
         self._resumed = dict(position)
@@ -207,10 +208,18 @@ class Resuming(Evaluating):
             _put_generators(self.loader, resumed["generators"])
         for name, states in resumed["valid_generators"].items():
             _put_generators(self._valid_sets.get(name), states)
-        self._stop_reason = resumed["stop"]
+        if resumed.get("finishes"):
+            self._stop_reason = resumed["stop"]
+        elif not resumed["midway"]:
+            return
         self._epoch_began -= resumed["seconds"]
         self._tested_step, self._tested_loss = resumed["tested"]
         self._rows_before = resumed["rows_before"]
+
+    def _finish_call(self) -> None:
+        """Let the next call of `run` be the one that was interrupted: its limits count from where that began."""
+        assert self._resumed is not None  # a position was taken
+        self._resumed["finishes"] = True
 
     def _begun(self, done: tuple[int, int]) -> tuple[int, int, tuple[int, int, int]]:
         """Epochs and steps done when the present call began, and those done now."""

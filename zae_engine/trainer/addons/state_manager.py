@@ -1,0 +1,301 @@
+"""Checkpoints: written beside the training, gone on from exactly, left behind when a signal ends the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ...checkpoint.errors import CheckpointError
+from ...checkpoint.folder import FOLDER, Checkpoint
+from ...launch.start import interactive
+from ..checks import check_choice, check_number, read_limits
+from ..compose import AddOnBase
+from ..fingerprint import circumstances_of, data_of, differences, settings_of
+from ..keeper import Keeper
+from ..progress import make_bar
+from ..schedule import Budget, Duration, Interval
+from ..signals import Interrupted, signals_noted
+
+_FORMATS = {"safetensors": ".safetensors", "safetensor": ".safetensors", "ckpt": ".ckpt"}
+
+
+class StateManagerAddon(AddOnBase):
+    """Saves everything that a run needs to go on exactly, and goes on from it.
+
+    Parameters
+    ----------
+    save_path : path-like
+        The run's folder, of one run only. Its best weights lie there as ``model.safetensors`` (or ``.ckpt``).
+    save_format : {'safetensors', 'ckpt'}
+        Of the tensors. A ``.ckpt`` loads with ``torch.load(path, weights_only=True)``.
+    save_every : int, str or timedelta
+        ``'1ep'``, ``'500st'``, ``'10min'``; an integer counts epochs. The end of a run is always saved.
+    keep_last : int or None
+        How many of the newest checkpoints are kept; None keeps all.
+    keep_best : int
+        How many of the best ones, by ``monitor=``, are kept beside them. What a kept one needs is kept, too.
+    save_async : bool
+        Write beside the training, which then waits only for a copy to be made in memory.
+    save_required : bool
+        End the run when a checkpoint could not be written. Otherwise it is told, and the run goes on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a missing ``save_path``, or an option that means nothing.
+
+    Notes
+    -----
+    `run` gets a further option, ``resume``: ``'auto'`` starts, goes on from the newest whole checkpoint, or says that
+    the run is done; ``'last'``, ``'best'`` or a path want a checkpoint to be there. What was saved elsewhere is
+    continued here. Each sample gets random streams of its own (``seeded_samples=True``) unless told otherwise, since
+    nothing else can be gone on with in the middle of an epoch.
+
+    During a run, SIGTERM, SIGUSR1, Ctrl-C and the end of ``max_time`` (beside another limit) let all processes save at
+    one step and exit with code 75.
+
+    Examples
+    --------
+    >>> trainer = MyTrainer.add_on(StateManagerAddon)(model, optimizer=optimizer, save_path="runs/first")
+    >>> trainer.run(n_epoch=50, loader=loader, valid_loader=valid_loader, resume="auto")
+    """
+
+    # The trainer's.
+    _resumable = True
+    _prepare: Callable[[], None]
+    _plan: Callable[..., Any]
+    _finish_call: Callable[[], None]
+    _open: Any
+    log_bar: bool
+    seed: int
+    seed_was_given: bool
+    is_main_process: bool
+    _save_due: bool
+    _leaves: bool
+    _called: str | None
+    _saving: Interval | None
+
+    def __init__(
+        self,
+        *args: Any,
+        save_path: str | os.PathLike[str] | None = None,
+        save_format: str = "safetensors",
+        save_every: int | str | timedelta = "1ep",
+        keep_last: int | None = 2,
+        keep_best: int = 1,
+        save_async: bool = True,
+        save_required: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if save_path is None or isinstance(save_path, bool) or not str(save_path):
+            raise TypeError(
+                f"StateManagerAddon got save_path={save_path!r}; give the folder of this run: save_path='runs/first'"
+            )
+        check_choice("save_format", save_format, tuple(_FORMATS))
+        if keep_last is not None:
+            check_number("keep_last", keep_last, 1, whole=True)
+        check_number("keep_best", keep_best, 0, whole=True)
+        every = Duration.parse(save_every, "save_every")
+        if kwargs.get("seeded_samples") is None:
+            kwargs["seeded_samples"] = True
+        super().__init__(*args, **kwargs)
+        self.save_path = Path(save_path)
+        how = (every, (keep_last, keep_best), bool(save_async), bool(save_required))
+        self._keeper = Keeper(self, self.save_path.absolute(), _FORMATS[save_format], *how)
+        self._saving = Interval(every) if every.unit == "s" else None
+        self._keeps = False
+
+    # ------------------------------------------------------------------ running
+
+    def run(
+        self,
+        n_epoch: Any = None,
+        loader: Any = None,
+        valid_loader: Any = None,
+        *,
+        resume: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run, and save meanwhile; with `resume`, first go back to where the run was.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder has a run of before and `resume` does not say what to do with it, another job writes into
+            it, its run had other settings or data, or with ``save_required`` a checkpoint could not be written.
+        Interrupted
+            A SystemExit with code 75: the run was asked to end, and has saved. In a session, Ctrl-C raises
+            KeyboardInterrupt instead.
+        """
+        if self.mode == "test":
+            if resume is not None:
+                raise ValueError("resume= goes on with a training; in mode 'test', load_state('best') loads a state")
+            return super().run(n_epoch, loader, valid_loader, **options)
+        if getattr(self, "_forks", False):
+            raise TypeError(
+                "in a session, StateManagerAddon has to run in the processes that MultiGPUAddon starts; write"
+                " add_on(StateManagerAddon, MultiGPUAddon)"
+            )
+        self._prepare()
+        self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
+        with self._keeper.holding():
+            limits = {k: options.get(k) for k in ("max_steps", "max_time")}
+            if self._taken_up(resume, n_epoch, limits):
+                return self.history
+            with self._keeping():
+                return super().run(n_epoch, loader, valid_loader, **options)
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        with self._keeper.running(), signals_noted(self._call_away):
+            self._keeps = self._leaves = True
+            try:
+                yield
+            finally:
+                self._keeps = self._leaves = False
+                self._called = None
+
+    def _call_away(self, reason: str) -> None:
+        self._called = self._called or reason
+
+    def _at_rest(self) -> None:
+        if self._keeps:
+            self._keeper.at_rest()
+
+    def _leave(self, reason: str) -> NoReturn:
+        """Save, wait until it is written on every process, and go."""
+        where = self._keeper.leave(reason)
+        step, epoch = self.progress_checker.get_step() - 1, self.progress_checker.get_epoch()
+        if self.is_main_process:
+            said = f"Ended by {reason} at step {step:,} (epoch {epoch}). {where}"
+            print(said, file=sys.stderr, flush=True)
+        if reason == "SIGINT" and interactive():
+            raise KeyboardInterrupt(where)
+        raise Interrupted(f"{reason} at step {step}: {where}")
+
+    def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
+        """Note the value for the checkpoint."""
+        better: bool = super().check_better(cur_epoch, cur_loss)
+        if self._keeps:
+            self._keeper.monitored(cur_loss, better)
+        return better
+
+    # ------------------------------------------------------------------ states
+
+    def save_state(self) -> Path | None:
+        """Save now; within a run as soon as no step is half done, which is then None's meaning.
+
+        Every process calls it.
+
+        Returns
+        -------
+        Path or None
+            The checkpoint's folder.
+        """
+        if self._keeps:
+            self._save_due = True
+            return None
+        if self._open is not None:
+            raise CheckpointError("the last run broke off within an epoch; load_state('last') goes back first")
+        with self._keeper.holding(), self._keeper.running(counts=False):
+            name = self._keeper.save()
+        return self.save_path / FOLDER / name
+
+    def load_state(self, which: str | os.PathLike[str] = "last") -> Path:
+        """Load model, optimizer, scheduler, counters, history, best weights, add-ons; `run` goes on from there.
+
+        Nothing is compared with the settings of then, except what has to fit. Every process calls it.
+
+        Parameters
+        ----------
+        which : str or path-like
+            ``'last'`` (the newest whole one), ``'best'`` (by the monitored value), a checkpoint, or a run's folder.
+
+        Returns
+        -------
+        Path
+            The checkpoint's folder.
+
+        Raises
+        ------
+        CheckpointError
+            When there is none, it is damaged, or does not fit this trainer.
+        """
+        self._prepare()
+        found = self._keeper.find(which if which in ("last", "best") else Path(which))
+        if found is None:
+            raise CheckpointError(f"{str(self.save_path)!r} has no whole checkpoint")
+        self._keeper.load(found)
+        return found.path
+
+    def _note_facts(self, loader: Any, valid_loader: Any, calls: dict[str, Any]) -> None:
+        """Note, before anything is loaded or trained, what the result depends on."""
+        if not self._keeper.facts[0]:
+            self._settings = settings_of(self)
+        batch = self._plan(loader).batch_size or 0
+        calls["valid_loader"] = None if valid_loader is None else type(valid_loader).__name__
+        self._keeper.facts = ({**self._settings, **data_of(loader, batch)}, circumstances_of(self, calls))
+
+    def _taken_up(self, resume: Any, n_epoch: Any, limits: dict[str, Any]) -> bool:
+        """Go back to where the run was; return whether nothing is left to do."""
+        keeper = self._keeper
+        if resume is None:
+            keeper.refuse_foreign()
+            return False
+        which = "last" if resume in ("auto", "last") else "best" if resume == "best" else Path(resume)
+        found = keeper.find(which)
+        if found is None:
+            if resume != "auto":
+                raise CheckpointError(f"resume={resume!r}: {str(self.save_path)!r} has no whole checkpoint")
+            keeper.refuse_damaged()
+            return False
+        call = found.manifest.get("call", 0)
+        if keeper.has_done(call):
+            return False
+        self._compare(found, keeper.calls == call)
+        state = keeper.load(found)
+        if self._is_done(state, n_epoch, limits):
+            keeper.calls += 1
+            self._tell(f"The run is done: {found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded.")
+            return True
+        self._tell(f"Going on from {found.path.name}: epoch {found.manifest['epoch'] + 1}, step {found.step + 1:,}.")
+        return False
+
+    def _is_done(self, state: dict[str, Any], n_epoch: Any, limits: dict[str, Any]) -> bool:
+        """Whether this call of `run` was brought to its end before; if it was interrupted, it is to be finished."""
+        if self._keeper.calls != state["call"]:
+            return bool(self._keeper.calls < state["call"])
+        position = state["position"]
+        budget = Budget(read_limits(n_epoch, **limits, mode="train"), *position["began"])
+        epochs, steps = self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1
+        over = epochs >= budget.last_epoch or steps >= budget.last_step
+        if not position["midway"] and (over or (state["complete"] and position["stop"])):
+            return True
+        self._finish_call()
+        return False
+
+    def _compare(self, found: Checkpoint, data_too: bool) -> None:
+        """Refuse what would change the result, and show what else has changed since the checkpoint."""
+        manifest, (settings, circumstances) = found.manifest, self._keeper.facts
+        then = dict(manifest.get("settings", {}))
+        now = dict(settings if data_too else self._settings)
+        if self.seed_was_given:
+            then["seed"], now["seed"] = manifest.get("seed"), self.seed
+        if other := differences({k: then.get(k) for k in now}, now):
+            raise CheckpointError(
+                f"{str(found.path)!r} is of a run with other settings, and going on would make another model:\n  "
+                + "\n  ".join(other)
+                + "\nPut them back; or give another save_path= for a new run; or, to go on in the new way, call"
+                " load_state('last') and then run(...) without resume="
+            )
+        if data_too and (shown := differences(manifest.get("circumstances", {}), circumstances)):
+            self._tell("Since the checkpoint:\n  " + "\n  ".join(shown))
+
+    def _tell(self, words: str) -> None:
+        if self.log_bar and self.is_main_process:
+            make_bar(True).write(words)

@@ -1,0 +1,138 @@
+"""A trainer's whole state as nests of plain values and tensors, and back. The trainer is passed as Any."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.documents import read_document, read_tensors
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.folder import Checkpoint
+from ..checkpoint.sharded import load_sharded, take_shards
+from ..checkpoint.weights import WeightsError, load_weights, plain
+from .processes import is_sharded
+from .saving import MODEL, STATE, Contents, own_stem
+
+Nest = dict[str, Any]
+
+
+def whole_of(trainer: Any, contents: Contents) -> None:
+    """Put what this process has of the trainer's state into `contents`."""
+    spread = is_sharded(trainer.model)
+    contents.documents[own_stem(trainer._processes.index)] = trainer._own_part()
+    if spread:
+        contents.sharded = take_shards(trainer.model, _optimizer(trainer))
+    if not trainer._processes.first:
+        return
+    model = {} if spread else plain(trainer.model).state_dict()
+    if not spread:
+        contents.weights[MODEL] = {k: v for k, v in model.items() if isinstance(v, Tensor)}
+    contents.documents[STATE] = {
+        "seed": trainer.seed,
+        "position": trainer._position(),
+        "stack": trainer.state_dict(),
+        "optimizer": None if spread else _optimizer(trainer).state_dict(),
+        "scheduler": _scheduler_state(trainer.scheduler),
+        "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler is not None else None,
+        "extra": {k: v for k, v in model.items() if not isinstance(v, Tensor)},
+    }
+
+
+def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
+    """Give the trainer the state of a checkpoint that was verified; return the document of process 0.
+
+    Raises
+    ------
+    CheckpointError
+        When it is another model's, optimizer's or scheduler's. It may have been put in partly then.
+    """
+    path, state = checkpoint.path, read_document(checkpoint.path, STATE)
+    try:
+        _put_parts(trainer, path, state)
+        own, streams = _parts_for(trainer._processes, checkpoint)
+        trainer.seed = state["seed"]
+        _put_stack(trainer, state["stack"])
+        trainer._go_to(state["position"], own, streams)
+    except (WeightsError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{str(path)!r} does not fit this trainer: {reason}") from error
+    return state  # type: ignore[no-any-return]  # a document of ours
+
+
+def _put_parts(trainer: Any, path: Path, state: Nest) -> None:
+    if is_sharded(trainer.model):
+        load_sharded(path, trainer.model, _optimizer(trainer))
+    else:
+        weights = read_tensors(weights_file(path, MODEL)) | state["extra"]
+        load_weights(trainer.model, weights, source=f"{str(path)!r}")
+        _put_optimizer(_optimizer(trainer), state["optimizer"])
+    for name, part in (("scheduler", trainer.scheduler), ("scaler", trainer.accelerator.scaler)):
+        if (part is None) != (state[name] is None):
+            had = "none" if state[name] is None else "one"
+            raise CheckpointError(f"the {name}: {had} in the checkpoint, {'none' if part is None else 'one'} now")
+        if part is not None:
+            part.load_state_dict(state[name])
+
+
+def weights_file(path: Path, stem: str) -> Path:
+    """The file of a checkpoint that holds weights, in whichever format it was written."""
+    found = [file for suffix in (".safetensors", ".ckpt") if (file := path / f"{stem}{suffix}").is_file()]
+    if not found:
+        raise CheckpointError(f"{str(path)!r} has no file {stem}.safetensors or {stem}.ckpt")
+    return found[0]
+
+
+def _parts_for(processes: Any, checkpoint: Checkpoint) -> tuple[list[Nest], Nest | None]:
+    """What of the processes' own parts this one goes on with, and its random streams."""
+    count, index = checkpoint.processes or 1, processes.index
+    mine = read_document(checkpoint.path, own_stem(index)) if index < count else None
+    if count == processes.count:
+        parts = [mine]
+    elif processes.first:
+        parts = [read_document(checkpoint.path, own_stem(i)) for i in range(count)]
+    else:
+        parts = []
+    return [part for part in parts if part], mine.get("streams") if mine else None
+
+
+def _put_stack(trainer: Any, saved: Nest) -> None:
+    """Counters and the add-ons' states; one that was not there then keeps its own."""
+    own = trainer.state_dict()
+    for one, other, words in ((own, saved, "is new: it begins afresh"), (saved, own, "is not there now: left out")):
+        for name in one.keys() - other.keys():
+            warnings.warn(f"the state of {name}, compared with the checkpoint, {words}", stacklevel=8)
+    trainer.load_state_dict({**own, **saved})
+
+
+def _optimizer(trainer: Any) -> Any:
+    return getattr(trainer._prepared_optimizer, "optimizer", trainer._prepared_optimizer)
+
+
+def _put_optimizer(optimizer: Any, state: Nest) -> None:
+    """Load a state to the bit: torch's own loading gives moments the parameters' dtype."""
+    then = [(len(g["params"]), sorted(g.keys() - {"params"})) for g in state["param_groups"]]
+    now = [(len(g["params"]), sorted(g.keys() - {"params"})) for g in optimizer.param_groups]
+    if then != now:
+        raise CheckpointError(f"the optimizer's groups: {then} in the checkpoint, {now} now")
+    optimizer.load_state_dict(state)
+    numbers = [n for group in state["param_groups"] for n in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name, value in state["state"].get(number, {}).items():
+            loaded = optimizer.state[parameter].get(name)
+            if isinstance(value, Tensor) and isinstance(loaded, Tensor) and loaded.dtype != value.dtype:
+                optimizer.state[parameter][name] = value.to(loaded.device)
+
+
+def _scheduler_state(scheduler: Any) -> Any:
+    if scheduler is None:
+        return None
+    if not hasattr(scheduler, "state_dict"):
+        raise CheckpointError(
+            f"the scheduler, a {type(scheduler).__name__}, has no state_dict(), so a run cannot go on with it; take one"
+            " of torch.optim.lr_scheduler, or give it state_dict() and load_state_dict()"
+        )
+    return scheduler.state_dict()

@@ -1,0 +1,187 @@
+"""What a run is made of, as plain values: to be kept in a checkpoint, and compared when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .._version import __version__
+
+_LONG = 20_000
+_STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
+_SECRET = re.compile(r"(?i)(token|key|secret|passw|credential|auth)")
+
+Facts = dict[str, Any]
+
+
+def settings_of(trainer: Any) -> Facts:
+    """What decides the result, before anything was trained: a run that goes on has to have the same.
+
+    The trainer is passed as Any, since its module is above this one.
+    """
+    facts: Facts = {
+        "shards": trainer.shards,
+        "gradient_clip": float(trainer.gradient_clip),
+        "scheduler_step_on_batch": bool(trainer.scheduler_step_on_batch),
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "seeded_samples": bool(trainer._seeded),
+        "sync_batchnorm": bool(trainer.sync_batchnorm),
+        "model": _described(trainer.model),
+        "parameters": {
+            name: f"{'lazy' if is_lazy(p) else tuple(p.shape)} {str(p.dtype).removeprefix('torch.')}"
+            + ("" if p.requires_grad else " frozen")
+            for name, p in trainer.model.named_parameters()
+        },
+    }
+    if trainer.optimizer is not None:
+        facts |= _optimizer(trainer.optimizer)
+    if trainer.scheduler is not None:
+        facts |= _options(f"the scheduler ({type(trainer.scheduler).__name__})", _state(trainer.scheduler))
+    return facts
+
+
+def data_of(loader: Any, batch_size: int) -> Facts:
+    """What the samples and their order come from; the order itself is compared when it is drawn."""
+    dataset = getattr(loader, "dataset", loader)
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
+    facts: Facts = {
+        "the dataset": type(dataset).__name__,
+        "the dataset's length": _length(dataset),
+        "the batch of an optimizer step": batch_size or None,
+        "drop_last": getattr(loader, "drop_last", None),
+        "the sampler": type(sampler).__name__ if sampler is not None else None,
+    }
+    options = {name: getattr(sampler, name, None) for name in ("replacement", "num_samples")}
+    return facts | {f"the sampler's {name}": value for name, value in options.items() if isinstance(value, int)}
+
+
+def circumstances_of(trainer: Any, calls: Mapping[str, Any]) -> Facts:
+    """What may change without changing the result, or may be meant to: shown when it differs."""
+    return {
+        **{name: str(value) for name, value in calls.items() if value is not None},
+        "processes": trainer._processes.count,
+        "gradient_accumulation_steps": trainer.gradient_accumulation_steps,
+        "device": trainer.device.type,
+        "monitor": f"{trainer.monitor} ({trainer.monitor_mode})",
+        **{f"the code of {name}": code for name in _STEPS if (code := _code(type(trainer), name))},
+        **versions(),
+        "git": git_of(Path(sys.argv[0]).parent if sys.argv and sys.argv[0] else Path()),
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each fact that is not what it was."""
+    lines = []
+    for name in dict.fromkeys((*then, *now)):
+        one, other = then.get(name), now.get(name)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            lines += [f"{name}: {line}" for line in differences(one, other)]
+        elif isinstance(one, str) and isinstance(other, str) and "\n" in one + other:
+            lines.append(f"{name}: {_first_difference(one, other)}")
+        else:
+            lines.append(f"{name}: {_shown(one)} in the checkpoint, {_shown(other)} now")
+    return lines
+
+
+def versions() -> Facts:
+    """Of what computes."""
+    found = {"zae-engine": __version__, "python": platform.python_version()}
+    for name in ("torch", "accelerate", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_of(folder: Path) -> str | None:
+    """The commit that a folder is checked out at, with a mark when files were changed; None where there is no git."""
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def without_secrets(words: list[str]) -> list[str]:
+    """A command line without the values of options that look like a password or a token."""
+    clean, hide = list[str](), False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        secret = bool(_SECRET.search(name)) and name.startswith("-")
+        clean.append("***" if hide else f"{name}=***" if secret and equals else word)
+        hide = secret and not equals and not hide
+    return clean
+
+
+def _optimizer(optimizer: Any) -> Facts:
+    inner = getattr(optimizer, "optimizer", optimizer)
+    facts: Facts = {}
+    for number, group in enumerate(inner.param_groups):
+        options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+        where = f" group {number}" if len(inner.param_groups) > 1 else ""
+        own = {"parameters": len(group["params"]), **options}
+        facts |= _options(f"the optimizer ({type(inner).__name__}){where}", own)
+    return facts
+
+
+def _options(name: str, options: Mapping[str, Any]) -> Facts:
+    return {name: {str(key): _shown(value) for key, value in options.items() if not str(key).startswith("_")}}
+
+
+def _state(scheduler: Any) -> Mapping[str, Any]:
+    state = scheduler.state_dict() if hasattr(scheduler, "state_dict") else vars(scheduler)
+    return {key: value for key, value in state.items() if not isinstance(value, (Tensor, nn.Module))}
+
+
+def _described(model: nn.Module) -> str:
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x", repr(model))
+    return text if len(text) <= _LONG else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code(cls: type, name: str) -> str | None:
+    """A hash of the source of every class's own method of that name, the library's left out."""
+    sources = []
+    for owner in cls.__mro__:
+        if name in owner.__dict__ and not owner.__module__.startswith("zae_engine."):
+            try:
+                sources.append(inspect.getsource(owner.__dict__[name]))
+            except (OSError, TypeError):
+                continue
+    return hashlib.sha256("".join(sources).encode()).hexdigest()[:12] if sources else None
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _first_difference(one: str, other: str) -> str:
+    lines = zip((*one.splitlines(), "(nothing)"), (*other.splitlines(), "(nothing)"), strict=False)
+    then, now = next(((a, b) for a, b in lines if a != b), ("", ""))
+    return f"{then.strip()} in the checkpoint, {now.strip()} now"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x", repr(value))
+    return text if len(text) <= 200 else text[:200] + "…"

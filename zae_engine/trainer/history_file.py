@@ -1,0 +1,109 @@
+"""``history.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
+
+A line is of one ``kind``: ``attempt`` (the run was started, or gone on with), ``step`` (one optimizer step's values),
+``row`` (one row of the history; of two with the same number the later one holds) or ``checkpoint``. A run that goes on
+from a checkpoint appends an ``attempt`` whose ``after`` says how many of the lines before it still hold; those behind
+were of steps that are done again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def read_history(path: str | os.PathLike[str]) -> list[Line]:
+    """Read the lines that hold: of every step one, whatever happened in between.
+
+    Parameters
+    ----------
+    path : path-like
+        A run folder, or its ``history.jsonl``. No file has no lines; a line that a crash has cut is passed over.
+    """
+    path = Path(path)
+    path = path / "history.jsonl" if path.is_dir() else path
+    held: list[Line] = []
+    for text in path.read_bytes().split(b"\n") if path.is_file() else ():
+        line = _parsed(text)
+        if line is None:
+            continue
+        if line.get("kind") == "attempt":
+            del held[_after(line, len(held)) :]
+        held.append(line)
+    return held
+
+
+def _parsed(text: bytes) -> Line | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _after(line: Mapping[str, Any], default: int) -> int:
+    after = line.get("after", default)
+    return after if isinstance(after, int) and after >= 0 else default
+
+
+class HistoryFile:
+    """Appends to a run's ``history.jsonl``; whole lines or none, also when the disk is full.
+
+    Parameters
+    ----------
+    path : Path
+        Made at the first line.
+
+    Attributes
+    ----------
+    count : int
+        Lines that hold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = len(read_history(path))
+        self._waiting: list[bytes] = []
+
+    def go_back(self, count: int) -> None:
+        """Let only the first `count` lines hold; the next line has to be an ``attempt`` that says so."""
+        self.count = min(count, self.count)
+
+    def append(self, lines: Sequence[Line]) -> None:
+        """Write lines and flush them to the disk; those that cannot be written go with the next ones."""
+        self._waiting += [json.dumps(_plain(line), ensure_ascii=False).encode() + b"\n" for line in lines]
+        self.count += len(lines)
+        if not self._waiting:
+            return
+        with open(self.path, "ab") as file:
+            end = file.tell()
+            try:
+                file.write((b"" if self._ends_a_line(end) else b"\n") + b"".join(self._waiting))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, end)
+                raise
+        self._waiting = []
+
+    def _ends_a_line(self, end: int) -> bool:
+        if not end:
+            return True
+        with open(self.path, "rb") as file:
+            file.seek(end - 1)
+            return file.read(1) == b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON lacks become text, as everybody can read it."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,392 @@
+"""What keeps a run: its folder, its history file, when a checkpoint is due, how it goes on, how it leaves.
+
+The trainer is passed as Any, since its module is above this one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..checkpoint.commit import clear_leftovers
+from ..checkpoint.documents import read_tensors
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, next_serial, problems_of
+from ..checkpoint.lock import RunLock
+from ..checkpoint.sharded import whole_model
+from .contents import put_whole, weights_file, whole_of
+from .history_file import HistoryFile
+from .processes import is_sharded
+from .run_file import note_attempt
+from .saving import BEST, MODEL, STATE, Contents, Saver
+from .schedule import Duration
+from .step_lines import StepLines
+
+V = TypeVar("V")
+FAILED = "a checkpoint could not be written: "
+_A_WHILE = 30.0  # seconds that a run that broke off gives to what is being written
+
+
+class Keeper:
+    """Saves a trainer's run into a folder, and takes it up from there.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    folder : Path
+        The run's.
+    suffix : str
+        Of the files of tensors.
+    every : Duration
+        How often to save.
+    keep : (int or None, int)
+        How many of the newest, and of the best, checkpoints are kept.
+    in_background, required : bool
+        Whether writing goes on beside the training; whether a failed one ends it.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        folder: Path,
+        suffix: str,
+        every: Duration,
+        keep: tuple[int | None, int],
+        in_background: bool,
+        required: bool,
+    ) -> None:
+        self.trainer, self.folder, self.every = trainer, folder, every
+        self.required = required
+        self.facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # what decides the result, what else there is
+        self.calls = 0  # of `run` that this trainer has brought to their end
+        self._suffix, self._keep, self._in_background = suffix, keep, in_background
+        self._processes = trainer._processes
+        self._saver: Saver | None = None
+        self._serial, self._due, self._writing, self._mine = 0, False, False, False
+        self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
+        self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
+        self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
+        self._after: int | None = None  # how many lines of the history hold, when the run goes on from a checkpoint
+        self._from: str | None = None
+        self._begins = True  # whether the history file has nothing of this run yet
+
+    # ------------------------------------------------------------------ one run
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Inside, no other job writes into the folder."""
+        lock = RunLock(self.folder)
+        self._on_first(lambda: self._take(lock))
+        try:
+            yield
+        finally:
+            if self._processes.first:
+                lock.release()
+
+    @contextmanager
+    def running(self, counts: bool = True) -> Iterator[None]:
+        """Inside, the trainer runs and saves; at the end, all that was saved is written.
+
+        Parameters
+        ----------
+        counts : bool
+            Whether it is a call of `run`.
+        """
+        try:
+            self._open()
+            yield
+            self._finish()
+            self.calls += counts
+        except BaseException as error:
+            self._break_off(error)
+            raise
+        finally:
+            self._saver = None
+
+    def _take(self, lock: RunLock) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"save_path={str(self.folder)!r} cannot be made: {error.strerror}") from error
+        lock.acquire()
+        for sentence in clear_leftovers(self.folder / FOLDER):
+            warnings.warn(sentence, stacklevel=8)
+
+    def _open(self) -> None:
+        token = f"{time.time_ns():x}-{os.getpid()}"
+        serial, token = self._on_first(lambda: (next_serial(self.folder / FOLDER), token))
+        self._serial = serial
+        history = HistoryFile(self.folder / "history.jsonl") if self._processes.first else None
+        self._saver = Saver(self.folder, self._processes, self._suffix, self._keep, token, history, self._in_background)
+        self._due, self._writing, self._saver_failed = False, False, None
+        self._on_first(lambda: self._note(history, token))
+        self._check_shared(token)
+        self._lines, self._begins = StepLines(self.trainer, self._begins), False
+
+    def _note(self, history: HistoryFile | None, token: str) -> None:
+        """Note that the run begins, or goes on, in run.json and in the history."""
+        assert history is not None  # this is process 0
+        number = note_attempt(self.folder, self.trainer, token, self.facts)
+        if self._after is not None or not self._mine:
+            history.go_back(self._after or 0)
+            step = self.trainer.progress_checker.get_step() - 1
+            history.append([{"kind": "attempt", "attempt": number, "after": history.count, "step": step,
+                             "from": self._from, "time": time.time()}])  # fmt: skip
+        self._after, self._mine = None, True
+
+    def _check_shared(self, token: str) -> None:
+        """Refuse processes that see other folders at that path."""
+        path, sees = self.folder / "run.json", False
+        for _ in range(50):  # a shared file system may take a while to show a file
+            sees = path.is_file() and token in path.read_text(encoding="utf-8")
+            if sees or self._processes.count == 1:
+                break
+            time.sleep(0.1)
+        blind = [str(i) for i, seen in enumerate(self._processes.gather(sees)) if not seen]
+        if blind:
+            raise CheckpointError(
+                f"save_path={str(self.folder)!r} is not the same folder on process {', '.join(blind)} as on process 0;"
+                " give one on a file system that all machines share, as an absolute path"
+            )
+
+    def _finish(self) -> None:
+        assert self._saver is not None  # while it runs
+        self._saver.wait()
+        self._report()
+        failed = self._processes.gather(self._saver_failed)
+        if self.required and any(failed):
+            raise CheckpointError(next(filter(None, failed)))
+
+    def _break_off(self, error: BaseException) -> None:
+        """The run ends by an error: let what is being written end, and say where the run can be taken up."""
+        if self._saver is None:
+            return
+        alone, at_once = self._processes.count == 1, isinstance(error, KeyboardInterrupt)
+        self._saver.wait(0 if at_once else None if alone else _A_WHILE)
+        self._saver.give_up()
+        if isinstance(error, Exception) and self._processes.first:
+            self._saver.wait(_A_WHILE)
+            last = committed(self.folder / FOLDER)
+            state = f"the last committed state is {str(last[-1].path)!r}" if last else "nothing was committed yet"
+            more = f"{state}; run(..., resume='auto') goes on from it" if last else state
+            if hasattr(error, "add_note"):
+                error.add_note(more)
+            else:
+                print(more, file=sys.stderr)
+
+    # ------------------------------------------------------------------ when to save
+
+    _saver_failed: str | None = None
+
+    def monitored(self, value: float, better: bool) -> None:
+        """Note the monitored value of the step that is done."""
+        step = self.trainer.progress_checker.get_step() - 1
+        self._monitored = (step, value, better)
+        if better and is_sharded(self.trainer.model):  # its best weights can be put together only now
+            self._due = True
+
+    def at_rest(self) -> None:
+        """Between two steps or epochs: save if it is due."""
+        if self._writing:
+            self._report()
+        trainer, every = self.trainer, self.every
+        opened, step = trainer._open, trainer.progress_checker.get_step() - 1
+        if every.unit == "st" and step % every.count == 0:
+            self._due = True
+        if opened is not None:
+            if (self._due or trainer._save_due) and not _at_end(opened.plan):
+                self.save()
+            return
+        epochs = trainer.progress_checker.get_epoch() - 1
+        complete = trainer._is_over()
+        if complete or self._due or trainer._save_due or (every.unit == "ep" and epochs % every.count == 0):
+            self.save(complete)
+        else:
+            self._lines.take(opened=False)
+
+    def save(self, complete: bool = False) -> str:
+        """Save now, at rest; every process calls it. Returns the name of the checkpoint."""
+        trainer, saver = self.trainer, self._saver
+        assert saver is not None  # while it runs
+        self._due = trainer._save_due = False
+        if trainer._saving is not None:
+            trainer._saving.restart()
+        contents = Contents(self._summary(complete))
+        self._put_best(contents)
+        whole_of(trainer, contents)
+        if self._processes.first:
+            contents.documents[STATE] |= {"call": self.calls, "complete": complete, "best": self._best}
+        lines = self._lines.take(opened=trainer._open is not None)
+        name = f"{self._serial:06d}-step-{contents.summary['step']}"
+        contents.lines = [*lines, {"kind": "checkpoint", "step": contents.summary["step"], "name": name,
+                                   "blocked": saver.blocked, "time": time.time()}]  # fmt: skip
+        self._lines.written()
+        self._serial += 1
+        self._writing = True
+        blocked = saver.save(contents)
+        if trainer.history.rows:
+            row = trainer.history.rows[-1]
+            row["saving"] = (row.get("saving") or 0.0) + blocked
+        return name
+
+    def _summary(self, complete: bool) -> dict[str, Any]:
+        trainer = self.trainer
+        step, epoch = trainer.progress_checker.get_step() - 1, trainer.progress_checker.get_epoch() - 1
+        rows = trainer.history.rows
+        metrics = {k: v for k, v in rows[-1].items() if k.startswith(("train_", "test_"))} if rows else {}
+        summary = {
+            "serial": self._serial,
+            "step": step,
+            "epoch": epoch,
+            "batch": trainer._open.plan.position if trainer._open else 0,
+            "metrics": metrics if rows and rows[-1]["step"] == step else {},
+            "complete": complete,
+            "call": self.calls,
+            "settings": self.facts[0],
+            "circumstances": self.facts[1],
+            "seed": trainer.seed,
+        }
+        if self._monitored is not None and self._monitored[0] == step:
+            name, mode = trainer.monitor, trainer.monitor_mode
+            summary["monitored"] = {"name": name, "value": self._monitored[1], "mode": mode}
+        return summary
+
+    def _put_best(self, contents: Contents) -> None:
+        """See to it that the best weights are in this checkpoint, or in one that it refers to."""
+        buffer, spread = self.trainer.weight_buffer, is_sharded(self.trainer.model)
+        if buffer["weight"] and buffer["weight"][-1] is not self._best_weights:
+            now = self._monitored is not None and self._monitored[2] and self._monitored[0] == contents.summary["step"]
+            stem = MODEL if now or spread else BEST
+            whole = whole_model(self.trainer.model) if spread else None
+            if self._processes.first and (spread or not now):
+                contents.weights[stem] = dict(whole or buffer["weight"][-1])
+            contents.is_best = True
+            self._best_weights = buffer["weight"][-1]
+            self._best = {"epoch": buffer["epoch"][-1], "serial": self._serial, "file": stem}
+        if self._best is not None:
+            contents.summary["refers_to"] = [self._best["serial"]]
+            contents.summary["best"] = {"epoch": self._best["epoch"], "serial": self._best["serial"]}
+
+    def _report(self) -> None:
+        """Say what went wrong with what was written meanwhile."""
+        assert self._saver is not None  # while it runs
+        if self._saver.busy:
+            return
+        self._writing = False
+        failure = self._saver.failure()
+        for sentence in self._saver.problems():
+            warnings.warn(sentence, stacklevel=4)
+        if failure is None:
+            return
+        self._best_weights = None  # they are nowhere, then
+        last = self._saver.committed or "none of this attempt"
+        self._saver_failed = f"{FAILED}{failure}"
+        warnings.warn(f"{FAILED}{failure} Training goes on; the last good one: {last}", stacklevel=4)
+        if self.required:
+            self.trainer._called = self._saver_failed
+
+    def leave(self, reason: str) -> str:
+        """Save, wait until every process has written, and say where it is."""
+        if reason.startswith(FAILED):
+            raise CheckpointError(reason)
+        name = self.save()
+        assert self._saver is not None  # while it runs
+        self._saver.wait()
+        self._report()
+        failed = next(filter(None, self._processes.gather(self._saver_failed)), None)
+        if failed is None:
+            return f"Saved as {name} in {str(self.folder)!r}; the same command goes on from there."
+        last = committed(self.folder / FOLDER)
+        return f"{failed}; the last good state is {str(last[-1].path) if last else 'none'}."
+
+    # ------------------------------------------------------------------ going on
+
+    def refuse_foreign(self) -> None:
+        """Refuse to begin a run in the folder of another one."""
+        last = self._on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)][-1:])
+        if last and not self._mine and self._after is None:
+            raise CheckpointError(
+                f"save_path={str(self.folder)!r} has the checkpoints of an earlier run (the last: {last[0]}); write"
+                " run(..., resume='auto') to go on with it, or give another save_path="
+            )
+
+    def refuse_damaged(self) -> None:
+        """Refuse to begin anew where there are checkpoints, if only damaged ones."""
+        there = self._on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)])
+        if there:
+            raise CheckpointError(
+                f"none of the checkpoints in {str(self.folder / FOLDER)!r} is whole ({', '.join(there)}); `zae"
+                " checkpoint verify` says why. To begin anew, move the folder away"
+            )
+
+    def has_done(self, call: int) -> bool:
+        """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""
+        return self._mine and self._after is None and call < self.calls
+
+    def find(self, which: str | Path) -> Checkpoint | None:
+        """The checkpoint to go on from, verified; the same one on every process."""
+        found, said = self._on_first(lambda: choose(self.folder / FOLDER, which))
+        for sentence in said if self._processes.first else ():
+            warnings.warn(sentence, stacklevel=6)
+        return found
+
+    def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Give the trainer a checkpoint's state; return the document of process 0."""
+        state = put_whole(self.trainer, checkpoint)
+        self._best, self._best_weights, self._monitored = state["best"], None, None
+        inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
+        self._after = checkpoint.manifest.get("history", 0) if inside else 0
+        self._from, self._mine = str(checkpoint.path.name if inside else checkpoint.path), False
+        self._begins = not inside
+        self._load_best(checkpoint, inside)
+        return state
+
+    def _load_best(self, checkpoint: Checkpoint, inside: bool) -> None:
+        buffer: dict[str, list[Any]] = {"epoch": [], "weight": []}
+        if self._best is not None:
+            path = self._holder(checkpoint, self._best["serial"])
+            if path is None:
+                epoch, serial = self._best["epoch"] + 1, self._best["serial"]
+                warnings.warn(
+                    f"the best weights (epoch {epoch}) are gone: checkpoint {serial:06d}, which held them, is not there"
+                    " or is damaged; apply_weights() knows those that come from now on",
+                    stacklevel=7,
+                )
+                self._best = None
+            else:
+                weights = read_tensors(weights_file(path, self._best["file"]))
+                buffer = {"epoch": [self._best["epoch"]], "weight": [weights]}
+                self._best_weights = weights if inside else None
+        self.trainer.weight_buffer = buffer
+
+    def _holder(self, checkpoint: Checkpoint, serial: int) -> Path | None:
+        if serial == checkpoint.serial:
+            return checkpoint.path
+        found = [c.path for c in committed(checkpoint.path.parent) if c.serial == serial]
+        return found[0] if found and not self._on_first(lambda: problems_of(found[0])) else None
+
+    def _on_first(self, function: Callable[[], V]) -> V:
+        """Let process 0 do it, and give every process the outcome, or the error."""
+        outcome: Any = None
+        error: CheckpointError | None = None
+        if self._processes.first:
+            try:
+                outcome = function()
+            except CheckpointError as raised:
+                error = raised
+        said = None if error is None else str(error)
+        outcome, said = self._processes.from_first((outcome, said))
+        if said is not None:
+            raise CheckpointError(said) from error
+        return outcome  # type: ignore[no-any-return]  # what process 0 has returned
+
+
+def _at_end(plan: Any) -> bool:
+    """Whether the epoch has no further batch, as far as its loader can tell: its end saves instead."""
+    return plan.batches is not None and plan.position >= plan.batches

@@ -1,0 +1,237 @@
+"""From a trainer's state to a committed checkpoint: copied at once, written beside the training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.background import Background
+from ..checkpoint.codec import pack
+from ..checkpoint.commit import Commit
+from ..checkpoint.documents import write_packed, write_tensors
+from ..checkpoint.folder import FOLDER, name_of
+from ..checkpoint.retention import retain
+from ..checkpoint.snapshot import Snapshot
+from .history_file import HistoryFile, Line
+from .processes import Processes
+
+MODEL, BEST, STATE = "model", "best", "state"
+_PATIENCE = 600.0  # seconds that process 0 waits for the files of the others
+
+
+def own_stem(index: int) -> str:
+    """The name of the document of one process."""
+    return f"process-{index}"
+
+
+@dataclass
+class Contents:
+    """What one process puts into a checkpoint.
+
+    Attributes
+    ----------
+    summary : dict
+        For the manifest: ``serial``, ``step`` and more.
+    documents : dict
+        Nests of plain values, arrays and tensors by stem.
+    weights : dict
+        Tensors by stem, for files that hold nothing else.
+    sharded : Shards, optional
+        What this process holds of a sharded training.
+    lines : list of dict
+        For the history, ahead of the commit.
+    is_best : bool
+        Whether the best weights are in it.
+    """
+
+    summary: dict[str, Any]
+    documents: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    sharded: Any = None
+    lines: list[Line] = field(default_factory=list)
+    is_best: bool = False
+
+
+class Saver:
+    """Writes the checkpoints of one run, one at a time.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    processes : Processes
+        Each has a Saver, and calls the same methods.
+    suffix : str
+        ``.safetensors`` or ``.ckpt``.
+    keep_last, keep_best : int
+        See `retain`.
+    token : str
+        The same on all processes, another one in every attempt.
+    history : HistoryFile or None
+        Of process 0.
+    in_background : bool
+        Whether the training goes on meanwhile.
+
+    Attributes
+    ----------
+    committed : str or None
+        The last checkpoint that this process knows to be committed; on process 0 only.
+    blocked : float
+        Seconds that the training was kept waiting so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        processes: Processes,
+        suffix: str,
+        keep: tuple[int | None, int],
+        token: str,
+        history: HistoryFile | None,
+        in_background: bool = True,
+    ) -> None:
+        self.folder, self.suffix = folder, suffix
+        self.committed: str | None = None
+        self.blocked = 0.0
+        self._processes, self._keep, self._token, self._history = processes, keep, token, history
+        self._in_background, self._background = in_background, Background()
+        self._snapshots = {"documents": Snapshot(), "weights": Snapshot(), "sharded": Snapshot()}
+        self._failure: BaseException | None = None
+        self._given_up = False
+        self._problems: list[str] = []
+
+    def save(self, contents: Contents) -> float:
+        """Copy, and begin to write when the one before is written; return the seconds that this took."""
+        start = time.perf_counter()
+        self.wait()
+        job = self._frozen(contents)
+        if self._in_background:
+            self._background.submit(job)
+        else:
+            self._try(job)
+        seconds = time.perf_counter() - start
+        self.blocked += seconds
+        return seconds
+
+    def append(self, lines: Sequence[Line]) -> None:
+        """Write lines of the history beside the training, if nothing else is being written; else they come later."""
+        if self._history is not None:
+            self.wait()
+            self._background.submit(partial(self._history.append, list(lines)))
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for what is being written."""
+        self._background.wait(timeout)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being written."""
+        return self._background.busy
+
+    def give_up(self) -> None:
+        """Let process 0 not wait for the files of others, who may be gone."""
+        self._given_up = True
+
+    def failure(self) -> BaseException | None:
+        """Why the last one was not written, told once; None while it is being written, or when all is well."""
+        if self._background.busy:
+            return None
+        failure, self._failure = self._failure or self._background.failure(), None
+        return failure
+
+    def problems(self) -> list[str]:
+        """What went wrong beside a commit, told once: old checkpoints that could not be removed, say."""
+        problems, self._problems = self._problems, []
+        return problems
+
+    def _try(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:
+            self._failure = error
+
+    def _frozen(self, contents: Contents) -> Callable[[], None]:
+        """Copy everything, so that the training can change it; return what writes the copy."""
+        documents, tensors = {}, dict[str, Tensor]()
+        for stem, tree in contents.documents.items():
+            documents[stem], packed = pack(tree)
+            tensors |= {f"{stem}:{name}": tensor for name, tensor in packed.items()}
+        copies = self._snapshots["documents"].take(tensors)
+        weights = {f"{stem}:{name}": t for stem, each in contents.weights.items() for name, t in each.items()}
+        copied = self._snapshots["weights"].take(weights)
+        if contents.sharded is not None:
+            contents.sharded.tensors = self._snapshots["sharded"].take(contents.sharded.tensors)
+        files = {stem: (values, _of(stem, copies)) for stem, values in documents.items()}
+        return partial(self._write, contents, files, {stem: _of(stem, copied) for stem in contents.weights})
+
+    def _write(self, contents: Contents, documents: dict[str, Any], weights: dict[str, dict[str, Tensor]]) -> None:
+        name = name_of(contents.summary["serial"], contents.summary["step"])
+        commit = Commit(self.folder / FOLDER, name, self._token, self._processes.index, self._processes.count)
+        commit.write(partial(self._files, contents, documents, weights))
+        if not self._processes.first:
+            return
+        if self._history is not None:
+            try:
+                self._history.append(contents.lines)
+            except OSError as error:
+                commit.abandon(str(error))
+                raise
+            contents.summary["history"] = self._history.count
+        path = commit.finish(contents.summary, _PATIENCE, lambda: self._given_up)
+        self.committed = str(path)
+        if contents.is_best:
+            self._publish(next(path / f"{stem}{self.suffix}" for stem in (BEST, MODEL) if stem in weights))
+        self._problems += retain(self.folder / FOLDER, *self._keep)
+
+    def _files(
+        self, contents: Contents, documents: dict[str, Any], weights: dict[str, dict[str, Tensor]], folder: Path
+    ) -> list[str]:
+        names = []
+        for stem, (values, tensors) in documents.items():
+            names += write_packed(folder, stem, values, tensors, self.suffix)
+        for stem, tensors in weights.items():
+            own, metadata = _without_twins(tensors)
+            write_tensors(folder / f"{stem}{self.suffix}", own, metadata)
+            names.append(f"{stem}{self.suffix}")
+        return names + (contents.sharded.write(folder) if contents.sharded is not None else [])
+
+    def _publish(self, source: Path) -> None:
+        """Let the best weights lie in the run folder, too; as the same file where the file system can do that."""
+        final = self.folder / f"{MODEL}{self.suffix}"
+        partial_name = final.with_name(f".{final.name}.partial")
+        try:
+            partial_name.unlink(missing_ok=True)
+            try:
+                os.link(source, partial_name)
+            except OSError:
+                shutil.copyfile(source, partial_name)
+            os.replace(partial_name, final)
+        except OSError as error:
+            self._problems.append(f"the best weights are in {str(source)!r} only: {error}")
+            with suppress(OSError):
+                partial_name.unlink(missing_ok=True)
+
+
+def _of(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    head = f"{stem}:"
+    return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}
+
+
+def _without_twins(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tied weight once; the others are named in the file's header, as safetensors does it."""
+    own, first, twins = dict[str, Tensor](), dict[int, str](), dict[str, str]()
+    for name, tensor in tensors.items():
+        if id(tensor) in first:
+            twins[name] = first[id(tensor)]
+        else:
+            own[name], first[id(tensor)] = tensor, name
+    return own, twins

@@ -121,15 +121,16 @@ def test_a_kill_before_each_call_to_the_disk(quick_folder, same):
 def test_kills_at_random_moments(quick_folder):
     rng = random.Random(SEED)
     length, serial, cut = min(timed(quick_folder, serial) for serial in (2, 3, 4)), 4, 0
-    for _ in range(150):
+    while cut < 100:
         child = fork(replace, quick_folder, serial + 1)
-        time.sleep(rng.uniform(0, 1.2 * length))
+        time.sleep(rng.uniform(0, length))
         os.kill(child, signal.SIGKILL)
-        cut += ended(child) == -signal.SIGKILL
+        killed = ended(child) == -signal.SIGKILL
+        cut += killed
+        length *= 1.05 if killed else 0.9  # a busy machine is slower than it was, or quicker
         assert_safe(quick_folder, {serial, serial + 1})
         serial = choose(quick_folder)[0].serial
     tried["kills at random moments"] += cut
-    assert cut > 30
 
 
 def timed(folder, serial):
@@ -151,12 +152,12 @@ def test_kills_of_one_process_of_three(quick_folder):
         assert_safe(quick_folder, {1})
 
 
-def take_part(folder, token, index, dies):
+def take_part(folder, token, index, dies, timeout=0.1):
     commit = begin(folder, 2, token, index, 3)
     write = writer(2, {f"process-{index}.json": 70, f"sharded/{index}.safetensors": 3000})
     commit.write(lambda partial: (write(partial), os.kill(os.getpid(), signal.SIGKILL))[0] if dies else write(partial))
     if index == 0:
-        commit.finish(summary(2), timeout=0.1)
+        commit.finish(summary(2), timeout)
 
 
 # -- the disk refuses --
@@ -187,6 +188,27 @@ def limited(folder, limits):
             assert_refused(folder, "ulimit -f")
         else:
             shutil.rmtree(make(folder, 2))
+
+
+def test_a_limit_of_one_process_of_three(quick_folder):
+    for turn, victim in enumerate([0, 1, 2] * 3):
+        children = [fork(take_limited_part, quick_folder, f"t{turn}", index, victim) for index in range(3)]
+        codes = [ended(child) for child in children]
+        assert codes[0] == codes[victim] == 3
+        assert set(codes) <= {0, 3}  # another one may have been done before
+        tried["limits of one process of three"] += 1
+        assert_safe(quick_folder, {1})
+
+
+def take_limited_part(folder, token, index, victim):
+    if index == victim:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    try:
+        take_part(folder, token, index, False, timeout=20)
+    except CheckpointError as error:
+        assert f"process {victim}: a file is larger" in str(error) or index == victim  # noqa: PT017
+        raise
 
 
 def test_an_error_of_each_call_to_the_disk(quick_folder):

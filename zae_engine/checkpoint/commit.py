@@ -52,6 +52,7 @@ class Commit:
         if not 0 <= index < count:
             raise ValueError(f"index={index} is not below count={count}")
         self.path = Path(parent) / name
+        self._token = f"{name}.{token}"
         self.partial = self.path.with_name(f".{name}.{token}.partial")
         self.index = index
         self.count = count
@@ -125,11 +126,20 @@ class Commit:
     def abandon(self, reason: str = "it was given up") -> None:
         """Remove the partial folder, and tell the other processes why. Never raises."""
         for _ in range(2):  # a full disk may take the note only after the folder has gone
-            if self.count > 1 and not self._note.exists():
-                with suppress(OSError):
-                    self._note.write_text(f"process {self.index}: {reason}", encoding="utf-8")
+            with suppress(OSError):
+                self._leave_note(reason)
             with suppress(OSError):
                 remove(self.partial)
+
+    def _leave_note(self, reason: str) -> None:
+        if self.count == 1 or self._note.exists():
+            return
+        draft = self.path.with_name(f".{self._token}-{self.index}.failed")
+        try:
+            draft.write_text(f"process {self.index}: {reason}", encoding="utf-8")
+            os.replace(draft, self._note)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -137,16 +147,21 @@ class Commit:
         try:
             yield
         except BaseException as error:
-            reason = in_words(error, self.partial)
+            # Where another process failed first, its reason counts: the folder was taken away under this one.
+            reason = self._said_by_others() or in_words(error, self.partial)
             self.abandon(reason or str(error) or type(error).__name__)
-            if not reason:
+            if not reason or not isinstance(error, Exception):
                 raise
             raise CheckpointError(f"checkpoint {self.path.name} is not written: {reason}") from error
 
     def _check_others(self) -> None:
-        if self.count > 1 and self._note.exists():
-            reason = self._note.read_text(encoding="utf-8", errors="replace") or "another process failed"
+        if reason := self._said_by_others():
             raise CheckpointError(f"checkpoint {self.path.name} is not written: {reason}")
+
+    def _said_by_others(self) -> str:
+        with suppress(OSError):
+            return self._note.read_text(encoding="utf-8", errors="replace") if self.count > 1 else ""
+        return ""
 
     def _make_folder(self) -> None:
         parent = self.path.parent

@@ -232,7 +232,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def _numbers(tensor: Tensor, chosen: Tensor) -> Tensor:
     """The chosen elements in float64, in which integers above 2**53 are rounded."""
-    flat = tensor.reshape(-1)[chosen]
+    flat = _bits(tensor)[chosen].reshape(-1).view(tensor.dtype)  # torch 2.9 cannot choose among all dtypes
     return (torch.view_as_real(flat) if flat.is_complex() else flat).double()
 
 

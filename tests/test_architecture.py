@@ -22,7 +22,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"_version", "document", "schema", "machine", "slurm"},
     {"keys", "rules", "cluster"},
-    {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "launch"},
+    {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "rendezvous", "launch"},
     {"errors"},
     {"disk"},
     {"folder"},

@@ -17,6 +17,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from ..launch import environment
 from ..launch.environment import World
+from ..launch.rendezvous import with_fresh_store
 from .checks import check_number
 
 Device = str | torch.device
@@ -63,7 +64,7 @@ def make_accelerator(
             # The plugin, since the environment beats the plain argument; micro-batches are weighted by the trainer.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=None if kwargs_handlers is None else list(kwargs_handlers),
+            kwargs_handlers=with_fresh_store(kwargs_handlers),
         )
     environment.check_agreement(world, accelerator.num_processes)
     if clash := _clash(accelerator.state, wanted, None):

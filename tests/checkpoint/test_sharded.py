@@ -13,6 +13,7 @@ from torch import nn
 from tests.checkpoint import sharded_worker as worker
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.sharded import load_sharded, save_sharded, take_shards, whole_model
+from zae_engine.checkpoint.snapshot import Snapshot
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("adamw", "sgd", "tensor-lr", "copies")
@@ -122,6 +123,17 @@ def test_a_whole_model_is_a_copy():
     with torch.no_grad():
         model.weight.zero_()
     assert whole["weight"].abs().sum() > 0
+
+
+def test_copies_can_be_written_while_training_goes_on(tmp_path):
+    model, optimizer = worker.build("adamw")
+    worker.train(model, optimizer, 0, 1)
+    shards, before = take_shards(model, optimizer), worker.whole(model, optimizer)
+    shards.tensors = Snapshot().take(shards.tensors)
+    worker.train(model, optimizer, 1, 2)
+    shards.write(tmp_path)
+    load_sharded(tmp_path, model, optimizer)
+    assert same(worker.whole(model, optimizer), before)
 
 
 def test_states_that_cannot_be_put_together_are_refused(folder):

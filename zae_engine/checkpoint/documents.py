@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -135,17 +134,6 @@ def read_document(folder: str | os.PathLike[str], stem: str) -> Any:
         return unpack(document["state"], tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
-
-
-def digest(path: str | os.PathLike[str]) -> tuple[int, str]:
-    """A file's size in bytes and its SHA-256 in hexadecimal, read in pieces; other threads go on meanwhile."""
-    sha, size = hashlib.sha256(), 0
-    piece = memoryview(bytearray(_CHUNK))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(piece):
-            sha.update(piece[:count])
-            size += count
-    return size, sha.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import json
 import math
 import re
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -170,8 +172,10 @@ def examine(path: Path, checksums: bool = True) -> dict[str, str]:
     files: dict[str, Any] = manifest["files"]
     found = {name: _look(path, name, entry["size"]) for name, entry in files.items()}
     if checksums and not any(found.values()):
-        with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter's lock free
-            sums = pool.map(lambda name: _compare(path, name, files[name]["sha256"]), files)
+        # Beside a training, one thread: the others' cores are busy, and at the interpreter's end there are no new ones.
+        alone = threading.current_thread() is threading.main_thread()
+        with ThreadPoolExecutor(4) if alone else nullcontext() as pool:
+            sums = (pool.map if pool else map)(lambda name: _compare(path, name, files[name]["sha256"]), files)
             found = dict(zip(files, sums, strict=True))
     return {MANIFEST: ""} | found
 

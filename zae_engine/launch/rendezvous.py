@@ -48,7 +48,7 @@ def _register() -> None:
     from torch.distributed.rendezvous import register_rendezvous_handler
 
     try:
-        register_rendezvous_handler(_SCHEME, _meet)
+        register_rendezvous_handler(_SCHEME, _meet)  # type: ignore[no-untyped-call]
     except RuntimeError:  # it is there already
         return
 

@@ -1,10 +1,24 @@
 """The trainer and what it hands out."""
 
-from ..checkpoint import WeightsError
+from ..checkpoint import CheckpointError, WeightsError
 from .compose import AddOnBase
 from .history import EpochLog, History
+from .history_file import read_history
 from .progress import ProgressChecker
+from .signals import Interrupted
 from .trainer import T, Trainer
 from .window import Window
 
-__all__ = ["AddOnBase", "EpochLog", "History", "ProgressChecker", "T", "Trainer", "WeightsError", "Window"]
+__all__ = [
+    "AddOnBase",
+    "CheckpointError",
+    "EpochLog",
+    "History",
+    "Interrupted",
+    "ProgressChecker",
+    "T",
+    "Trainer",
+    "WeightsError",
+    "Window",
+    "read_history",
+]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.documents import read_document, read_tensors
+from ..checkpoint.documents import SUFFIXES, read_document, read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.sharded import load_sharded, take_shards
@@ -49,9 +49,9 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
     CheckpointError
         When it is another model's, optimizer's or scheduler's. It may have been put in partly then.
     """
-    path, state = checkpoint.path, read_document(checkpoint.path, STATE)
+    path, state = checkpoint.path, _document(checkpoint, STATE)
     try:
-        _put_parts(trainer, path, state)
+        _put_parts(trainer, checkpoint, state)
         own, streams = _parts_for(trainer._processes, checkpoint)
         trainer.seed = state["seed"]
         _put_stack(trainer, state["stack"])
@@ -59,15 +59,15 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
     except (WeightsError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{str(path)!r} does not fit this trainer: {reason}") from error
-    return state  # type: ignore[no-any-return]  # a document of ours
+    return state
 
 
-def _put_parts(trainer: Any, path: Path, state: Nest) -> None:
+def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
     if is_sharded(trainer.model):
-        load_sharded(path, trainer.model, _optimizer(trainer))
+        load_sharded(checkpoint.path, trainer.model, _optimizer(trainer))
     else:
-        weights = read_tensors(weights_file(path, MODEL)) | state["extra"]
-        load_weights(trainer.model, weights, source=f"{str(path)!r}")
+        weights = read_tensors(listed(checkpoint, MODEL)) | state["extra"]
+        load_weights(trainer.model, weights, source=f"{str(checkpoint.path)!r}")
         _put_optimizer(_optimizer(trainer), state["optimizer"])
     for name, part in (("scheduler", trainer.scheduler), ("scaler", trainer.accelerator.scaler)):
         if (part is None) != (state[name] is None):
@@ -77,22 +77,26 @@ def _put_parts(trainer: Any, path: Path, state: Nest) -> None:
             part.load_state_dict(state[name])
 
 
-def weights_file(path: Path, stem: str) -> Path:
-    """The file of a checkpoint that holds weights, in whichever format it was written."""
-    found = [file for suffix in (".safetensors", ".ckpt") if (file := path / f"{stem}{suffix}").is_file()]
-    if not found:
-        raise CheckpointError(f"{str(path)!r} has no file {stem}.safetensors or {stem}.ckpt")
-    return found[0]
+def listed(checkpoint: Checkpoint, stem: str) -> Path:
+    """A file of tensors of a checkpoint, in whichever format; one that its manifest lists, and so was verified."""
+    names = [name for suffix in SUFFIXES if (name := f"{stem}{suffix}") in checkpoint.files]
+    return checkpoint.file(names[0] if names else f"{stem}{SUFFIXES[0]}")
+
+
+def _document(checkpoint: Checkpoint, stem: str) -> Nest:
+    checkpoint.file(f"{stem}.json")  # refuses one that is not listed
+    document: Nest = read_document(checkpoint.path, stem)
+    return document
 
 
 def _parts_for(processes: Any, checkpoint: Checkpoint) -> tuple[list[Nest], Nest | None]:
     """What of the processes' own parts this one goes on with, and its random streams."""
     count, index = checkpoint.processes or 1, processes.index
-    mine = read_document(checkpoint.path, own_stem(index)) if index < count else None
+    mine = _document(checkpoint, own_stem(index)) if index < count else None
     if count == processes.count:
         parts = [mine]
     elif processes.first:
-        parts = [read_document(checkpoint.path, own_stem(i)) for i in range(count)]
+        parts = [_document(checkpoint, own_stem(i)) for i in range(count)]
     else:
         parts = []
     return [part for part in parts if part], mine.get("streams") if mine else None

@@ -20,8 +20,8 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, next_serial, problems_of
 from ..checkpoint.lock import RunLock
 from ..checkpoint.sharded import whole_model
-from .contents import put_whole, weights_file, whole_of
-from .history_file import HistoryFile
+from .contents import listed, put_whole, whole_of
+from .history_file import HistoryFile, Line
 from .processes import is_sharded
 from .run_file import note_attempt
 from .saving import BEST, MODEL, STATE, Contents, Saver
@@ -208,7 +208,15 @@ class Keeper:
         if complete or self._due or trainer._save_due or (every.unit == "ep" and epochs % every.count == 0):
             self.save(complete)
         else:
-            self._lines.take(opened=False)
+            self._append(self._lines.take(opened=False))
+
+    def _append(self, lines: list[Line]) -> None:
+        """Let the history have the lines of an epoch that goes unsaved; while the thread is busy, they wait."""
+        assert self._saver is not None  # while it runs
+        if not self._saver.busy:
+            self._saver.append(lines)
+            self._lines.written()
+            self._writing = True
 
     def save(self, complete: bool = False) -> str:
         """Save now, at rest; every process calls it. Returns the name of the checkpoint."""
@@ -287,7 +295,7 @@ class Keeper:
         self._best_weights = None  # they are nowhere, then
         last = self._saver.committed or "none of this attempt"
         self._saver_failed = f"{FAILED}{failure}"
-        warnings.warn(f"{FAILED}{failure} Training goes on; the last good one: {last}", stacklevel=4)
+        warnings.warn(f"{FAILED}{failure} The last good one: {last}", stacklevel=4)
         if self.required:
             self.trainer._called = self._saver_failed
 
@@ -350,8 +358,8 @@ class Keeper:
     def _load_best(self, checkpoint: Checkpoint, inside: bool) -> None:
         buffer: dict[str, list[Any]] = {"epoch": [], "weight": []}
         if self._best is not None:
-            path = self._holder(checkpoint, self._best["serial"])
-            if path is None:
+            holder = self._holder(checkpoint, self._best["serial"])
+            if holder is None:
                 epoch, serial = self._best["epoch"] + 1, self._best["serial"]
                 warnings.warn(
                     f"the best weights (epoch {epoch}) are gone: checkpoint {serial:06d}, which held them, is not there"
@@ -360,16 +368,16 @@ class Keeper:
                 )
                 self._best = None
             else:
-                weights = read_tensors(weights_file(path, self._best["file"]))
+                weights = read_tensors(listed(holder, self._best["file"]))
                 buffer = {"epoch": [self._best["epoch"]], "weight": [weights]}
                 self._best_weights = weights if inside else None
         self.trainer.weight_buffer = buffer
 
-    def _holder(self, checkpoint: Checkpoint, serial: int) -> Path | None:
+    def _holder(self, checkpoint: Checkpoint, serial: int) -> Checkpoint | None:
         if serial == checkpoint.serial:
-            return checkpoint.path
-        found = [c.path for c in committed(checkpoint.path.parent) if c.serial == serial]
-        return found[0] if found and not self._on_first(lambda: problems_of(found[0])) else None
+            return checkpoint
+        found = next((c for c in committed(checkpoint.path.parent) if c.serial == serial), None)
+        return found if found is not None and not self._on_first(lambda: problems_of(found.path)) else None
 
     def _on_first(self, function: Callable[[], V]) -> V:
         """Let process 0 do it, and give every process the outcome, or the error."""

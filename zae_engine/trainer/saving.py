@@ -123,9 +123,8 @@ class Saver:
         return seconds
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Write lines of the history beside the training, if nothing else is being written; else they come later."""
+        """Write lines of the history beside the training; nothing else may be under way."""
         if self._history is not None:
-            self.wait()
             self._background.submit(partial(self._history.append, list(lines)))
 
     def wait(self, timeout: float | None = None) -> None:

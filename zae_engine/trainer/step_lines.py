@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any
 
 from .gathering import mean_series
@@ -63,6 +64,6 @@ def _facts(row: Line) -> Line:
 
 
 def _after(series: Series, place: int) -> Series:
-    """Its entries behind a place."""
-    keep = [i for i, p in enumerate(series.places) if p > place]
-    return Series([series.places[i] for i in keep], [series.values[i] for i in keep], [series.weights[i] for i in keep])
+    """Its entries behind a place; the places are in order."""
+    first = bisect_right(series.places, place)
+    return Series(series.places[first:], series.values[first:], series.weights[first:])

@@ -248,6 +248,8 @@ class StateManagerAddon(AddOnBase):
             keeper.refuse_foreign()
             return False
         which = "last" if resume in ("auto", "last") else "best" if resume == "best" else Path(resume)
+        if isinstance(which, Path) and not which.resolve().is_relative_to(self.save_path.resolve()):
+            keeper.refuse_foreign()
         found = keeper.find(which)
         if found is None:
             if resume != "auto":

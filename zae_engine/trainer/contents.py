@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import DistributedType
 from torch import Tensor
 
+from ..checkpoint.deepspeed import load_engine, save_engine
 from ..checkpoint.documents import SUFFIXES, read_document, read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
-from ..checkpoint.sharded import load_sharded, take_shards
+from ..checkpoint.sharded import FOLDER, VALUES, load_sharded, take_shards
 from ..checkpoint.weights import WeightsError, load_weights, plain
 from .processes import is_sharded
 from .saving import MODEL, STATE, Contents, own_stem
@@ -21,9 +24,11 @@ Nest = dict[str, Any]
 
 def whole_of(trainer: Any, contents: Contents) -> None:
     """Put what this process has of the trainer's state into `contents`."""
-    spread = is_sharded(trainer.model)
+    spread, engine = is_sharded(trainer.model), has_engine(trainer)
     contents.documents[own_stem(trainer._processes.index)] = trainer._own_part()
-    if spread:
+    if engine:
+        contents.together = partial(save_engine, engine=trainer._prepared)
+    elif spread:
         contents.sharded = take_shards(trainer.model, _optimizer(trainer))
     if not trainer._processes.first:
         return
@@ -34,7 +39,7 @@ def whole_of(trainer: Any, contents: Contents) -> None:
         "seed": trainer.seed,
         "position": trainer._position(),
         "stack": trainer.state_dict(),
-        "optimizer": None if spread else _optimizer(trainer).state_dict(),
+        "optimizer": None if spread or engine else _optimizer(trainer).state_dict(),
         "scheduler": _scheduler_state(trainer.scheduler),
         "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler is not None else None,
         "extra": {k: v for k, v in model.items() if not isinstance(v, Tensor)},
@@ -63,8 +68,15 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
 
 
 def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
-    if is_sharded(trainer.model):
+    if has_engine(trainer):
+        load_engine(checkpoint.path, trainer._prepared)
+    elif f"{FOLDER}/{VALUES}" in checkpoint.files:
         load_sharded(checkpoint.path, trainer.model, _optimizer(trainer))
+    elif is_sharded(trainer.model) or state["optimizer"] is None:
+        raise CheckpointError(
+            "its parameters were not spread over processes in the same way (FSDP2, DeepSpeed); go on as it was begun,"
+            " or take its weights only: trainer.apply_weights(path)"
+        )
     else:
         weights = read_tensors(listed(checkpoint, MODEL)) | state["extra"]
         load_weights(trainer.model, weights, source=f"{str(checkpoint.path)!r}")
@@ -75,6 +87,11 @@ def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
             raise CheckpointError(f"the {name}: {had} in the checkpoint, {'none' if part is None else 'one'} now")
         if part is not None:
             part.load_state_dict(state[name])
+
+
+def has_engine(trainer: Any) -> bool:
+    """Whether DeepSpeed trains, which saves and loads by itself."""
+    return bool(trainer.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
 def listed(checkpoint: Checkpoint, stem: str) -> Path:

@@ -47,6 +47,8 @@ class Contents:
         Tensors by stem, for files that hold nothing else.
     sharded : Shards, optional
         What this process holds of a sharded training.
+    together : callable, optional
+        Writes further files into the folder, and has to be called by all processes at once, not beside the training.
     lines : list of dict
         For the history, ahead of the commit.
     is_best : bool
@@ -57,6 +59,7 @@ class Contents:
     documents: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     sharded: Any = None
+    together: Callable[[Path], list[str]] | None = None
     lines: list[Line] = field(default_factory=list)
     is_best: bool = False
 
@@ -114,7 +117,7 @@ class Saver:
         start = time.perf_counter()
         self.wait()
         job = self._frozen(contents)
-        if self._in_background:
+        if self._in_background and contents.together is None:
             self._background.submit(job)
         else:
             self._try(job)
@@ -201,7 +204,8 @@ class Saver:
             own, metadata = _without_twins(tensors)
             write_tensors(folder / f"{stem}{self.suffix}", own, metadata)
             names.append(f"{stem}{self.suffix}")
-        return names + (contents.sharded.write(folder) if contents.sharded is not None else [])
+        names += contents.sharded.write(folder) if contents.sharded is not None else []
+        return names + (contents.together(folder) if contents.together is not None else [])
 
     def _publish(self, source: Path) -> None:
         """Let the best weights lie in the run folder, too; as the same file where the file system can do that."""

@@ -57,6 +57,7 @@ LAYERS = [
     {"pacing"},
     {"trainer"},
     {"contents"},
+    {"taking_up"},
     {"keeper"},
     {"_trainer", "core", "early_stopping", "mix_precision", "multi_gpu", "state_manager", "addons", "zae_engine"},
     {"checkpoint_commands"},

@@ -9,31 +9,30 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..checkpoint.commit import clear_leftovers
-from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, next_serial, problems_of
+from ..checkpoint.folder import FOLDER, committed, next_serial
 from ..checkpoint.lock import RunLock
 from ..checkpoint.sharded import whole_model
-from .contents import listed, put_whole, whole_of
+from .contents import whole_of
 from .history_file import HistoryFile, Line
 from .processes import is_sharded
 from .run_file import note_attempt
 from .saving import BEST, MODEL, STATE, Contents, Saver
 from .schedule import Duration
 from .step_lines import StepLines
+from .taking_up import TakingUp
 
-V = TypeVar("V")
 FAILED = "a checkpoint could not be written: "
 _A_WHILE = 30.0  # seconds that a run that broke off gives to what is being written
 
 
-class Keeper:
+class Keeper(TakingUp):
     """Saves a trainer's run into a folder, and takes it up from there.
 
     Parameters
@@ -61,20 +60,12 @@ class Keeper:
         in_background: bool,
         required: bool,
     ) -> None:
-        self.trainer, self.folder, self.every = trainer, folder, every
-        self.required = required
-        self.facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # what decides the result, what else there is
-        self.calls = 0  # of `run` that this trainer has brought to their end
+        super().__init__(trainer, folder)
+        self.every, self.required = every, required
         self._suffix, self._keep, self._in_background = suffix, keep, in_background
-        self._processes = trainer._processes
         self._saver: Saver | None = None
-        self._serial, self._due, self._writing, self._mine = 0, False, False, False
-        self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
-        self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
-        self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
-        self._after: int | None = None  # how many lines of the history hold, when the run goes on from a checkpoint
-        self._from: str | None = None
-        self._begins = True  # whether the history file has nothing of this run yet
+        self._saver_failed: str | None = None
+        self._serial, self._due, self._writing = 0, False, False
 
     # ------------------------------------------------------------------ one run
 
@@ -82,7 +73,7 @@ class Keeper:
     def holding(self) -> Iterator[None]:
         """Inside, no other job writes into the folder."""
         lock = RunLock(self.folder)
-        self._on_first(lambda: self._take(lock))
+        self._processes.on_first(lambda: self._take(lock))
         try:
             yield
         finally:
@@ -120,12 +111,12 @@ class Keeper:
 
     def _open(self) -> None:
         token = f"{time.time_ns():x}-{os.getpid()}"
-        serial, token = self._on_first(lambda: (next_serial(self.folder / FOLDER), token))
+        serial, token = self._processes.on_first(lambda: (next_serial(self.folder / FOLDER), token))
         self._serial = serial
         history = HistoryFile(self.folder / "history.jsonl") if self._processes.first else None
         self._saver = Saver(self.folder, self._processes, self._suffix, self._keep, token, history, self._in_background)
         self._due, self._writing, self._saver_failed = False, False, None
-        self._on_first(lambda: self._note(history, token))
+        self._processes.on_first(lambda: self._note(history, token))
         self._check_shared(token)
         self._lines, self._begins = StepLines(self.trainer, self._begins), False
 
@@ -181,8 +172,6 @@ class Keeper:
                 print(more, file=sys.stderr)
 
     # ------------------------------------------------------------------ when to save
-
-    _saver_failed: str | None = None
 
     def monitored(self, value: float, better: bool) -> None:
         """Note the monitored value of the step that is done."""
@@ -268,8 +257,8 @@ class Keeper:
     def _put_best(self, contents: Contents) -> None:
         """See to it that the best weights are in this checkpoint, or in one that it refers to."""
         buffer, spread = self.trainer.weight_buffer, is_sharded(self.trainer.model)
-        if buffer["weight"] and buffer["weight"][-1] is not self._best_weights:
-            now = self._monitored is not None and self._monitored[2] and self._monitored[0] == contents.summary["step"]
+        now = self._monitored is not None and self._monitored[2] and self._monitored[0] == contents.summary["step"]
+        if buffer["weight"] and buffer["weight"][-1] is not self._best_weights and (now or not spread):
             stem = MODEL if now or spread else BEST
             whole = whole_model(self.trainer.model) if spread else None
             if self._processes.first and (spread or not now):
@@ -312,87 +301,6 @@ class Keeper:
             return f"Saved as {name} in {str(self.folder)!r}; the same command goes on from there."
         last = committed(self.folder / FOLDER)
         return f"{failed}; the last good state is {str(last[-1].path) if last else 'none'}."
-
-    # ------------------------------------------------------------------ going on
-
-    def refuse_foreign(self) -> None:
-        """Refuse to begin a run in the folder of another one."""
-        last = self._on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)][-1:])
-        if last and not self._mine and self._after is None:
-            raise CheckpointError(
-                f"save_path={str(self.folder)!r} has the checkpoints of an earlier run (the last: {last[0]}); write"
-                " run(..., resume='auto') to go on with it, or give another save_path="
-            )
-
-    def refuse_damaged(self) -> None:
-        """Refuse to begin anew where there are checkpoints, if only damaged ones."""
-        there = self._on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)])
-        if there:
-            raise CheckpointError(
-                f"none of the checkpoints in {str(self.folder / FOLDER)!r} is whole ({', '.join(there)}); `zae"
-                " checkpoint verify` says why. To begin anew, move the folder away"
-            )
-
-    def has_done(self, call: int) -> bool:
-        """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""
-        return self._mine and self._after is None and call < self.calls
-
-    def find(self, which: str | Path) -> Checkpoint | None:
-        """The checkpoint to go on from, verified; the same one on every process."""
-        found, said = self._on_first(lambda: choose(self.folder / FOLDER, which))
-        for sentence in said if self._processes.first else ():
-            warnings.warn(sentence, stacklevel=6)
-        return found
-
-    def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Give the trainer a checkpoint's state; return the document of process 0."""
-        state = put_whole(self.trainer, checkpoint)
-        self._best, self._best_weights, self._monitored = state["best"], None, None
-        inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
-        self._after = checkpoint.manifest.get("history", 0) if inside else 0
-        self._from, self._mine = str(checkpoint.path.name if inside else checkpoint.path), False
-        self._begins = not inside
-        self._load_best(checkpoint, inside)
-        return state
-
-    def _load_best(self, checkpoint: Checkpoint, inside: bool) -> None:
-        buffer: dict[str, list[Any]] = {"epoch": [], "weight": []}
-        if self._best is not None:
-            holder = self._holder(checkpoint, self._best["serial"])
-            if holder is None:
-                epoch, serial = self._best["epoch"] + 1, self._best["serial"]
-                warnings.warn(
-                    f"the best weights (epoch {epoch}) are gone: checkpoint {serial:06d}, which held them, is not there"
-                    " or is damaged; apply_weights() knows those that come from now on",
-                    stacklevel=7,
-                )
-                self._best = None
-            else:
-                weights = read_tensors(listed(holder, self._best["file"]))
-                buffer = {"epoch": [self._best["epoch"]], "weight": [weights]}
-                self._best_weights = weights if inside else None
-        self.trainer.weight_buffer = buffer
-
-    def _holder(self, checkpoint: Checkpoint, serial: int) -> Checkpoint | None:
-        if serial == checkpoint.serial:
-            return checkpoint
-        found = next((c for c in committed(checkpoint.path.parent) if c.serial == serial), None)
-        return found if found is not None and not self._on_first(lambda: problems_of(found.path)) else None
-
-    def _on_first(self, function: Callable[[], V]) -> V:
-        """Let process 0 do it, and give every process the outcome, or the error."""
-        outcome: Any = None
-        error: CheckpointError | None = None
-        if self._processes.first:
-            try:
-                outcome = function()
-            except CheckpointError as raised:
-                error = raised
-        said = None if error is None else str(error)
-        outcome, said = self._processes.from_first((outcome, said))
-        if said is not None:
-            raise CheckpointError(said) from error
-        return outcome  # type: ignore[no-any-return]  # what process 0 has returned
 
 
 def _at_end(plan: Any) -> bool:

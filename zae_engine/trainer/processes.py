@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +47,21 @@ class Processes:
     def from_first(self, value: V) -> V:
         """Process 0's (picklable) value."""
         return value if self.count == 1 else broadcast_object_list([value], from_process=0)[0]
+
+    def on_first(self, function: Callable[[], V]) -> V:
+        """Let process 0 do it, and give every process the (picklable) outcome, or the ValueError that came of it."""
+        outcome: Any = None
+        error: ValueError | None = None
+        if self.first:
+            try:
+                outcome = function()
+            except ValueError as raised:
+                error = raised
+        if self.count > 1:
+            outcome, error = self.from_first((outcome, error))
+        if error is not None:
+            raise error
+        return outcome  # type: ignore[no-any-return]  # what process 0 has returned
 
     def numbers(self, values: Sequence[float | Tensor]) -> Tensor:
         """Some numbers as one tensor of shape (len(values),) on the device, in float64, so that counts stay exact."""

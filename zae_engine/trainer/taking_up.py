@@ -1,0 +1,110 @@
+"""How a run is taken up again: which checkpoint, whether that may be, and what the trainer gets from it.
+
+The trainer is passed as Any, since its module is above this one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.documents import read_tensors
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
+from .contents import listed, put_whole
+
+
+class TakingUp:
+    """Finds and loads the checkpoints of one run folder.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    folder : Path
+        The run's.
+
+    Attributes
+    ----------
+    facts : (dict, dict)
+        What decides the result, and what else there is.
+    calls : int
+        Calls of `run` that this trainer has brought to their end.
+    """
+
+    def __init__(self, trainer: Any, folder: Path) -> None:
+        self.trainer, self.folder = trainer, folder
+        self.facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        self.calls = 0
+        self._processes = trainer._processes
+        self._mine = False  # whether what is in the folder comes from this trainer
+        self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
+        self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
+        self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
+        self._after: int | None = None  # how many lines of the history hold, when the run goes on from a checkpoint
+        self._from: str | None = None
+        self._begins = True  # whether the history file has nothing of this run yet
+
+    def refuse_foreign(self) -> None:
+        """Refuse to begin a run in the folder of another one."""
+        last = self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)][-1:])
+        if last and not self._mine and self._after is None:
+            raise CheckpointError(
+                f"save_path={str(self.folder)!r} has the checkpoints of an earlier run (the last: {last[0]}); write"
+                " run(..., resume='auto') to go on with it, or give another save_path="
+            )
+
+    def refuse_damaged(self) -> None:
+        """Refuse to begin anew where there are checkpoints, if only damaged ones."""
+        there = self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)])
+        if there:
+            raise CheckpointError(
+                f"none of the checkpoints in {str(self.folder / FOLDER)!r} is whole ({', '.join(there)}); `zae"
+                " checkpoint verify` says why. To begin anew, move the folder away"
+            )
+
+    def has_done(self, call: int) -> bool:
+        """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""
+        return self._mine and self._after is None and call < self.calls
+
+    def find(self, which: str | Path) -> Checkpoint | None:
+        """The checkpoint to go on from, verified; the same one on every process."""
+        found, said = self._processes.on_first(lambda: choose(self.folder / FOLDER, which))
+        for sentence in said if self._processes.first else ():
+            warnings.warn(sentence, stacklevel=6)
+        return found
+
+    def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Give the trainer a checkpoint's state; return the document of process 0."""
+        state = put_whole(self.trainer, checkpoint)
+        self._best, self._best_weights, self._monitored = state["best"], None, None
+        inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
+        self._after = checkpoint.manifest.get("history", 0) if inside else 0
+        self._from, self._mine = str(checkpoint.path.name if inside else checkpoint.path), False
+        self._begins = not inside
+        self._load_best(checkpoint, inside)
+        return state
+
+    def _load_best(self, checkpoint: Checkpoint, inside: bool) -> None:
+        buffer: dict[str, list[Any]] = {"epoch": [], "weight": []}
+        if self._best is not None:
+            holder = self._holder(checkpoint, self._best["serial"])
+            if holder is None:
+                epoch, serial = self._best["epoch"] + 1, self._best["serial"]
+                warnings.warn(
+                    f"the best weights (epoch {epoch}) are gone: checkpoint {serial:06d}, which held them, is not there"
+                    " or is damaged; apply_weights() knows those that come from now on",
+                    stacklevel=7,
+                )
+                self._best = None
+            else:
+                weights = read_tensors(listed(holder, self._best["file"]))
+                buffer = {"epoch": [self._best["epoch"]], "weight": [weights]}
+                self._best_weights = weights if inside else None
+        self.trainer.weight_buffer = buffer
+
+    def _holder(self, checkpoint: Checkpoint, serial: int) -> Checkpoint | None:
+        if serial == checkpoint.serial:
+            return checkpoint
+        found = next((c for c in committed(checkpoint.path.parent) if c.serial == serial), None)
+        return found if found is not None and not self._processes.on_first(lambda: problems_of(found.path)) else None

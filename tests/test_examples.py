@@ -47,3 +47,11 @@ def test_digits_prints_the_same_on_one_two_and_three_processes(tmp_path):
         found.add(re.search(r"^last epoch: .*\nbest epoch: .*loss [\d.]+$", output, re.MULTILINE)[0])
         assert len(re.findall("^best epoch", output, re.MULTILINE)) == 1
     assert len(found) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_resume_is_killed_three_times_and_ends_as_if_left_alone(tmp_path):
+    output = start([sys.executable, str(ROOT / "examples" / "resume.py")], tmp_path / "a folder")
+    assert "largest difference: 0, of the final state: 0\n" in output
+    assert "killed in the steps (43, 93, 144), taken up after" in output
+    assert (tmp_path / "a folder" / "resume_runs" / "resume.png").read_bytes().startswith(b"\x89PNG")

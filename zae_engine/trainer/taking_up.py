@@ -13,6 +13,7 @@ from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
 from .contents import listed, put_whole
+from .processes import Processes
 
 
 class TakingUp:
@@ -36,7 +37,6 @@ class TakingUp:
         self.trainer, self.folder = trainer, folder
         self.facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         self.calls = 0
-        self._processes = trainer._processes
         self._mine = False  # whether what is in the folder comes from this trainer
         self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
         self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
@@ -44,6 +44,12 @@ class TakingUp:
         self._after: int | None = None  # how many lines of the history hold, when the run goes on from a checkpoint
         self._from: str | None = None
         self._begins = True  # whether the history file has nothing of this run yet
+
+    @property
+    def _processes(self) -> Processes:
+        """The trainer's: in a worker of a session they are others than when the trainer was made."""
+        processes: Processes = self.trainer._processes
+        return processes
 
     def refuse_foreign(self) -> None:
         """Refuse to begin a run in the folder of another one."""

@@ -1,0 +1,98 @@
+"""A clean parent that has imported everything, and forks each command's processes: real ones, started in milliseconds.
+
+It reads one JSON object a line (``argv``, ``env``, ``log``), answers with the child's process id, and tells each end as
+``{"pid", "code"}``. It has one thread, so that forking is safe. When its input ends, it kills what is left.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+
+import accelerate  # noqa: F401
+import torch
+
+import zae_engine.trainer.addons  # noqa: F401
+from tests.recovery import problem
+
+
+def serve() -> dict | None:
+    """In the parent: until the input ends. In a child: return what it is to do."""
+    _answer({"ready": True})
+    living: set[int] = set()
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            _tell_ends(living)
+        if 0 not in ready:
+            continue
+        line = _line()
+        if not line:
+            _end(living)
+            return None
+        order = json.loads(line)
+        child = os.fork()
+        if not child:
+            signal.set_wakeup_fd(-1)
+            _become(order)
+            return order
+        living.add(child)
+        _answer({"pid": child})
+
+
+def _line() -> bytes:
+    text = b""
+    while not text.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return b""
+        text += byte
+    return text
+
+
+def _answer(value: dict) -> None:
+    os.write(1, json.dumps(value).encode() + b"\n")
+
+
+def _tell_ends(living: set[int]) -> None:
+    for child in list(living):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            living.discard(child)
+            _answer({"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _end(living: set[int]) -> None:
+    for child in living:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _become(order: dict) -> None:
+    """A process of its own, as a shell starts it: session, standard streams, environment, default signals."""
+    os.setsid()
+    for number in (signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.environ.update(order["env"])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.optim.AdamW(problem.model(problem.SETUP).parameters())  # the first one imports torch._dynamo, for a second
+    gc.freeze()
+    # A child goes on from here to the end of the program, as any script does: exit handlers, exit codes and all.
+    if (order := serve()) is not None:
+        problem.main(*order["argv"])

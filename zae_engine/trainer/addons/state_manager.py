@@ -20,6 +20,7 @@ from ..keeper import Keeper
 from ..progress import make_bar
 from ..schedule import Budget, Duration, Interval
 from ..signals import Interrupted, signals_noted
+from ..verify_resume import ResumeVerification, verify_resume
 
 _FORMATS = {"safetensors": ".safetensors", "safetensor": ".safetensors", "ckpt": ".ckpt"}
 
@@ -232,6 +233,50 @@ class StateManagerAddon(AddOnBase):
             raise CheckpointError(f"{str(self.save_path)!r} has no whole checkpoint")
         self._keeper.load(found)
         return found.path
+
+    def verify_resume(
+        self, loader: Any, steps: int = 3, valid_loader: Any = None, *, max_time: str | timedelta = "10min"
+    ) -> ResumeVerification:
+        """Try whether a run that is interrupted goes on to the bit, and name the first thing that differs.
+
+        A fork of this process trains ``2 * steps`` steps, and saves in the middle. Another one goes on from there with
+        other random streams, as a new process has them. Batches, values, streams, gradients, weights, optimizer and
+        history are compared. This process, its trainer and its run folder stay as they are.
+
+        Parameters
+        ----------
+        loader : DataLoader or iterable of batches
+        steps : int
+            How many before the checkpoint, and after it. To see the end of an epoch, take more than it has.
+        valid_loader : loader, or dict of named loaders, optional
+            Evaluated every ``steps`` steps.
+        max_time : str or timedelta
+            Of each of the forks.
+
+        Returns
+        -------
+        ResumeVerification
+            True when the runs are equal; its ``cause`` says why they are not.
+
+        Raises
+        ------
+        ValueError
+            On a GPU, on several processes, or where a process cannot be forked.
+        TimeoutError
+            When a fork is not done in time.
+
+        Notes
+        -----
+        An error of the user's code is raised as it is. A fork has what this process has built, so what a new process
+        would build otherwise is not seen: a tensor outside of ``state_dict()`` that is drawn when the model is made,
+        or the order of a set of strings, which PYTHONHASHSEED decides.
+
+        Examples
+        --------
+        >>> found = trainer.verify_resume(loader)
+        >>> assert found, found.cause
+        """
+        return verify_resume(self, loader, steps, valid_loader, max_time)
 
     def _note_facts(self, loader: Any, valid_loader: Any, calls: dict[str, Any]) -> None:
         """Note, before anything is loaded or trained, what the result depends on."""

@@ -1,0 +1,293 @@
+"""Whether a run that is interrupted goes on to the bit, and if not, what differs first and why: found by experiment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..checkpoint.folder import FOLDER, committed
+from ..launch.workers import WorkerError, run_workers
+from . import checks, sampling
+from .held_state import Root, owned_by, shake
+from .plan import named
+from .resume_trace import Recorder, Trace, first_difference, reason_for
+from .schedule import Duration
+from .seeding import seed_host
+
+_GRACE = 5.0  # seconds in which a process whose time is over may end by itself
+_PARTS = ("dataset", "sampler", "collate_fn", "worker_init_fn")
+_NEVER = Duration(1 << 62, "st")
+_UNREPEATABLE = (
+    "two runs that nobody interrupted differ there, too: the step or the data depends on the clock, on the system's"
+    " random numbers, on a file that changes, or on operations whose result is another each time"
+)
+_inherited: list[Any] = []  # what a child has of its parent's loaders; if it ended here, the parent's workers would end
+
+
+@dataclass(frozen=True, repr=False)
+class ResumeVerification:
+    """What ``trainer.verify_resume`` has found; true when the run went on to the bit.
+
+    Attributes
+    ----------
+    exact : bool
+        Whether every step after the checkpoint was the same in both runs.
+    step : int or None
+        The first optimizer step that differs; None when none does, or none was taken.
+    differs : str or None
+        The first thing that differs, in words.
+    cause : str or None
+        Why, and what helps.
+    steps : int
+        How many steps after the checkpoint were compared.
+    """
+
+    exact: bool
+    step: int | None
+    differs: str | None
+    cause: str | None
+    steps: int
+
+    def __bool__(self) -> bool:
+        return self.exact
+
+    def __repr__(self) -> str:
+        if self.exact:
+            return f"exact: the same {self.steps} steps, interrupted and gone on with, or not"
+        where = f" at step {self.step}" if self.step is not None else ""
+        return f"not exact: {self.differs}{where};\n{self.cause}"
+
+
+def verify_resume(trainer: Any, loader: Any, steps: int, valid_loader: Any, max_time: Any) -> ResumeVerification:
+    """See `StateManagerAddon.verify_resume`, which is this."""
+    checks.check_number("steps", steps, 1, whole=True)
+    seconds = Duration.parse(max_time, "max_time", bare=None)
+    if seconds.unit != "s":
+        raise ValueError(f"max_time={max_time!r} is no time; write '10min', or a timedelta")
+    for name, each in {"loader": loader, **{f"valid_loader {k}": v for k, v in named(valid_loader).items()}}.items():
+        checks.check_loader(each, name)
+        if isinstance(each, Iterator):
+            raise TypeError(
+                f"{name} is a {type(each).__name__}, which can be walked once, and cannot be gone on with in another"
+                " process; give an iterable that starts anew each time, such as a DataLoader or a list"
+            )
+    _check_place(trainer)
+    with tempfile.TemporaryDirectory(prefix="verify-resume-") as name:
+        return _Trial(trainer, loader, valid_loader, steps, Path(name), seconds.count).verified()
+
+
+def _check_place(trainer: Any) -> None:
+    """Refuse where the check cannot be made."""
+    if trainer._keeps:
+        raise RuntimeError("verify_resume was called within run(); call it before")
+    if trainer._processes.count > 1 or getattr(trainer, "_forks", False):
+        raise ValueError(
+            "verify_resume compares runs of one process, but this trainer has several; call it in a script or a session"
+            " of its own, with one device: what makes a run inexact shows there, too"
+        )
+    if trainer.device.type != "cpu" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        used = f"trains on {trainer.device}" if trainer.device.type != "cpu" else "is in a process that has used CUDA"
+        raise ValueError(
+            f"verify_resume forks this process, and forked processes cannot use GPUs, but the trainer {used}; make it"
+            " with device='cpu', in a new process: what makes a run inexact shows there, too"
+        )
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise ValueError(f"verify_resume forks this process, which {sys.platform} cannot do; call it on Linux or macOS")
+
+
+@dataclass
+class _Trial:
+    trainer: Any
+    loader: Any
+    valid_loader: Any
+    steps: int
+    folder: Path
+    seconds: float
+    run_folder: Path = field(init=False)
+    roots: dict[str, Root] = field(init=False)
+
+    def verified(self) -> ResumeVerification:
+        """Run as often as it needs, and compare."""
+        self.roots = self._roots()
+        whole = self._fork("whole")
+        if whole.error is not None:
+            return ResumeVerification(False, None, "nothing can be saved", whole.error, 0)
+        self._forget_after(whole)
+        resumed = self._fork("whole", resumes=True)
+        found = first_difference(whole, resumed)
+        compared = len({marks.step for marks in whole.after if marks.mode == "train"})
+        if found is None:
+            return ResumeVerification(True, None, None, None, compared)
+        cause = reason_for(found, whole, resumed)
+        if cause is None and first_difference(whole, self._fork("again")) is not None:
+            cause = _UNREPEATABLE
+        return ResumeVerification(False, found.step, found.words, cause or found.general, compared)
+
+    def _forget_after(self, whole: Trace) -> None:
+        """Leave the run folder as a kill right after the checkpoint would."""
+        if not whole.after:
+            raise ValueError(
+                f"the run ended after {whole.last - whole.began} steps ({whole.ended}), before there was anything to go"
+                f" on with; verify_resume takes {2 * self.steps} steps here: give fewer steps="
+            )
+        for checkpoint in committed(self.folder / "whole" / FOLDER):
+            if checkpoint.step > whole.began + self.steps:
+                rmtree(checkpoint.path)
+
+    def _fork(self, name: str, resumes: bool = False) -> Trace:
+        """Run in a forked process, which is ended when its time is over."""
+        self.run_folder, pid = self.folder / name, self.folder / "pid"
+        killer = threading.Timer(self.seconds + _GRACE, _kill, (pid,))
+        killer.start()
+        try:
+            trace: Trace | None = run_workers(partial(self._child, pid, resumes), 1, "cpu", {})
+        except WorkerError as error:
+            if killer.is_alive():
+                raise
+            raise self._late() from error
+        except RuntimeError as error:
+            if "fork" not in str(error):
+                raise
+            raise RuntimeError(
+                "verify_resume forks this process, whose threads of backward() do not survive that; call it before the"
+                " first run(), or with CUDA_VISIBLE_DEVICES='' in the environment"
+            ) from error
+        finally:
+            killer.cancel()
+            pid.unlink(missing_ok=True)
+        if trace is None:
+            raise self._late()
+        return trace
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(
+            f"a run of verify_resume was not done after {self.seconds:g} seconds; give fewer steps=, or a longer"
+            " max_time="
+        )
+
+    # ------------------------------------------------------------------ in the child
+
+    def _child(self, pid: Path, resumes: bool) -> Trace | None:
+        """Train on a copy that a fork has made; None when the time was over."""
+        pid.write_text(str(os.getpid()))
+        signal.signal(signal.SIGALRM, _out_of_time)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        trainer, roots, loaders = self.trainer, self.roots, [self.loader, *named(self.valid_loader).values()]
+        _part_from_parent(trainer, loaders)
+        _save_into(self.run_folder, trainer)
+        recorder = Recorder(trainer, self.steps, roots, saves=not resumes)
+        vars(trainer).update(run_batch=recorder.run_batch, logging=recorder.logging)
+        try:
+            if not resumes:
+                return recorder.trace(self._run)
+            with _unheard():
+                _start_elsewhere(trainer, roots)
+                return recorder.trace(partial(self._run, resume="auto"))
+        except _OutOfTime:
+            return None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _end_workers(loaders)
+
+    def _run(self, **options: Any) -> None:
+        if self.valid_loader is not None:
+            options |= {"valid_loader": self.valid_loader, "valid_every": f"{self.steps}st"}
+        self.trainer.run(loader=self.loader, max_steps=2 * self.steps, **options)
+
+    def _roots(self) -> dict[str, Root]:
+        """Where what the user wrote can be reached from."""
+        trainer = self.trainer
+        roots = {
+            "trainer": Root("trainer", trainer, owned_by(type(trainer), __name__.partition(".")[0])),
+            "model": Root("model", trainer.model),
+            "optimizer": Root("optimizer", trainer.optimizer),
+            "scheduler": Root("scheduler", trainer.scheduler),
+        }
+        for loader in (self.loader, *named(self.valid_loader).values()):
+            batches = getattr(loader, "batch_sampler", None)
+            parts = [getattr(loader, name, None) for name in _PARTS] + [getattr(batches, "sampler", None)]
+            for part in (loader, batches, *parts):
+                if part is not None and not isinstance(part, DataLoader):
+                    roots.setdefault(getattr(part, "__name__", type(part).__name__), Root("data", part))
+        return roots
+
+
+class _OutOfTime(BaseException):
+    """No Exception, so that nobody who handles errors keeps it to himself."""
+
+
+def _out_of_time(number: int, frame: FrameType | None) -> NoReturn:
+    raise _OutOfTime
+
+
+def _kill(pid: Path) -> None:
+    with suppress(OSError, ValueError):
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def _part_from_parent(trainer: Any, loaders: list[Any]) -> None:
+    """Leave alone what the parent goes on with: workers that stay, and tensors in shared memory."""
+    _inherited.append(dict(sampling._copies))
+    sampling._copies.clear()
+    for loader in loaders:
+        if getattr(loader, "_iterator", None) is not None:
+            _inherited.append(loader._iterator)
+            loader._iterator = None
+    model, state = trainer.model, trainer.optimizer.state if trainer.optimizer is not None else {}
+    kept = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
+    for tensor in (*kept, *(value for own in state.values() for value in own.values())):
+        if isinstance(tensor, Tensor) and tensor.is_shared():  # type: ignore[no-untyped-call]
+            tensor.data = tensor.data.clone()
+
+
+def _end_workers(loaders: list[Any]) -> None:
+    """Let workers that stay end by themselves: ended by a signal, they would leave their temporary folders."""
+    for loader in (*loaders, *(copied[0] for copied in sampling._copies.values())):
+        if getattr(loader, "_iterator", None) is not None:
+            loader._iterator = None
+
+
+def _save_into(folder: Path, trainer: Any) -> None:
+    keeper = trainer._keeper
+    trainer.mode, trainer.log_bar, trainer._saving, trainer.save_path = "train", False, None, folder
+    keeper.folder, keeper.every, keeper.required, keeper._keep = folder, _NEVER, True, (None, 1)
+    keeper._best_weights = None  # they are in no checkpoint of this folder
+
+
+def _start_elsewhere(trainer: Any, roots: dict[str, Root]) -> None:
+    """Be as different from the first run as another process, which knows nothing of it, would be."""
+    shake(roots)
+    chance = int.from_bytes(os.urandom(4), "little")
+    seed_host(chance)
+    if not trainer.seed_was_given:
+        trainer.seed = chance
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What the first run has said and printed is not repeated."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

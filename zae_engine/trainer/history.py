@@ -20,6 +20,7 @@ from .batch import is_scalar
 
 Row = dict[str, float | int | None]
 Sums = dict[str, tuple[float, float]]
+_NUMBERS: tuple[type[float], ...] = (float, int, bool)
 Noticed = Callable[[str, int, float], None]
 
 
@@ -184,9 +185,9 @@ class EpochLog(UserDict[str, list[Any]]):
             self._totals[key] = total, weights
 
     def kinds(self) -> dict[str, str]:
-        """Of what kind each scalar's values are: a torch dtype's name, ``int`` or ``float``."""
+        """Of what kind each scalar's values are: a torch dtype's name, ``int``, ``bool`` or ``float``."""
         firsts = {key: next(iter(self._lists.get(key, ())), 0.0) for key in self._series}
-        return {k: str(v.dtype) if isinstance(v, Tensor) else "int" if type(v) is int else "float"
+        return {k: str(v.dtype) if isinstance(v, Tensor) else type(v).__name__ if type(v) in _NUMBERS else "float"
                 for k, v in firsts.items()}  # fmt: skip
 
     def restore(self, batches: int, scalars: dict[str, tuple[Series, str]], other: dict[str, Any]) -> None:
@@ -194,8 +195,8 @@ class EpochLog(UserDict[str, list[Any]]):
         self._count = batches
         for key, (series, kind) in scalars.items():
             self._series[key] = series
-            if kind in ("int", "float"):
-                self._lists[key] = [int(v) if kind == "int" else v for v in series.values]
+            if number := next((n for n in _NUMBERS if n.__name__ == kind), None):
+                self._lists[key] = [number(v) for v in series.values]
             else:
                 dtype = getattr(torch, kind.removeprefix("torch."))
                 self._lists[key] = list(torch.tensor(series.values, dtype=torch.float64).to(dtype).unbind())

@@ -44,8 +44,9 @@ class Pacing(Resuming):
 
     def _owes(self, bar: SilentBar, **kwargs: Any) -> bool:
         """Make up for a pause that an interruption has cut off; return whether the run ends here."""
-        owed = self._open is not None and not self._open.paused
-        return owed and self._pause(bar, **kwargs)
+        if self._open is not None and not self._open.paused:
+            return self._pause(bar, **kwargs)
+        return self._stop_reason is not None  # the run went on after its last step
 
     def _settle(self, step: int) -> bool:
         """Agree with the other processes on whether to stop; return whether it is time for a validation."""

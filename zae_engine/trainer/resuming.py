@@ -14,7 +14,7 @@ import torch
 from .agreement import Agreement, Wish
 from .evaluating import Evaluating
 from .gathering import log_state, restore_log
-from .plan import BatchPlan
+from .plan import BatchPlan, named
 from .progress import SilentBar
 from .sampling import Start
 from .schedule import Budget, Interval
@@ -37,8 +37,8 @@ class Midway:
         The hash of the ids of the one before.
     paused : bool
         Whether what was due after that batch (a validation) has been done.
-    generators : list of Tensor
-        Where the loader's own generators were when the epoch began.
+    generators, drawn : list of Tensor
+        Where the loader's own generators were when the epoch began; and where they are left, if it ended there.
     streams : dict or None
         Where this process's random streams were.
     logs, measures : list of dict
@@ -49,6 +49,7 @@ class Midway:
     ids: str
     paused: bool
     generators: list[torch.Tensor]
+    drawn: list[torch.Tensor]
     streams: dict[str, Any] | None
     logs: list[dict[str, Any]]
     measures: list[dict[str, Any]]
@@ -84,14 +85,15 @@ class Resuming(Evaluating):
         """The plan of a training epoch, from its first batch or from where it was left."""
         midway, self._midway = self._midway, None
         generators = generators_of(loader)
-        for generator, state in zip(generators, midway.generators if midway else (), strict=False):
-            generator.set_state(state)
+        _put_generators(loader, midway.generators if midway else [])
         opened = Open(self._plan(loader, epoch), [g.get_state() for g in generators])
         if midway is not None:
             opened = Open(self._plan(loader, epoch, Start(midway.batch, midway.ids)), opened.generators)
             opened.streams, opened.paused = midway.streams or self._new_streams(epoch, midway.batch), midway.paused
             opened.plan.start.began = partial(self._put_streams, opened)
             bar.done = bar.first = midway.batch
+            if self._stop_reason is not None:  # no order will be drawn
+                _put_generators(loader, midway.drawn)
             restore_log(self.log_train, midway.logs)
             self._measures["train"].restore(midway.measures)
         self._open = opened
@@ -145,8 +147,9 @@ class Resuming(Evaluating):
             "ids": (opened.plan.last_ids or opened.plan.start.before) if opened else "",
             "midway": opened is not None,
             "paused": opened is None or opened.paused,
-            "generators": opened.generators if opened else [g.get_state() for g in generators_of(self.loader)],
-            "valid_generators": {n: [g.get_state() for g in generators_of(v)] for n, v in self._valid_sets.items()},
+            "generators": opened.generators if opened else _states(self.loader),
+            "drawn": _states(self.loader) if opened and self._stop_reason else [],
+            "valid_generators": {name: _states(loader) for name, loader in self._valid_sets.items()},
             "stop": self._lasting_stop(),
             "seconds": time.perf_counter() - self._epoch_began,
             "tested": [self._tested_step, self._tested_loss],
@@ -195,7 +198,7 @@ class Resuming(Evaluating):
         self._midway, self._open = None, None
         if position["midway"]:
             logs, measures = [part["log"] for part in parts], [part["measures"] for part in parts]
-            keys = ("batch", "ids", "paused", "generators")
+            keys = ("batch", "ids", "paused", "generators", "drawn")
             self._midway = Midway(**{k: position[k] for k in keys}, streams=streams, logs=logs, measures=measures)
         self._resumed = dict(position)
 
@@ -209,7 +212,7 @@ class Resuming(Evaluating):
         for name, states in resumed["valid_generators"].items():
             _put_generators(self._valid_sets.get(name), states)
         if resumed.get("finishes"):
-            self._stop_reason = resumed["stop"]
+            self._stop_reason = resumed["stop"] or self._budget.spent(self.progress_checker.get_step() - 1)
         elif not resumed["midway"]:
             return
         self._epoch_began -= resumed["seconds"]
@@ -221,11 +224,25 @@ class Resuming(Evaluating):
         assert self._resumed is not None  # a position was taken
         self._resumed["finishes"] = True
 
+    def _conclude(self, loader: Any, valid_loader: Any) -> None:
+        """Leave what a call of `run` leaves whose end has been loaded; the next one begins a call of its own."""
+        resumed, self._resumed = self._resumed, None
+        assert resumed is not None  # a position was taken
+        self.loader, self.valid_loader, self._valid_sets = loader, valid_loader, named(valid_loader)
+        _put_generators(loader, resumed["generators"])
+        for name, states in resumed["valid_generators"].items():
+            _put_generators(self._valid_sets.get(name), states)
+        self._stop_reason = resumed["stop"] or self._budget.spent(self.progress_checker.get_step() - 1)
+
     def _begun(self, done: tuple[int, int]) -> tuple[int, int, tuple[int, int, int]]:
         """Epochs and steps done when the present call began, and those done now."""
         finishes = self._resumed is not None and self._resumed.get("finishes", False)
         began = tuple(self._resumed["began"]) if finishes and self._resumed is not None else done
         return began[0], began[1], (*done, self._midway.batch if self._midway else 0)
+
+
+def _states(loader: Any) -> list[torch.Tensor]:
+    return [generator.get_state() for generator in generators_of(loader)]
 
 
 def _put_generators(loader: Any, states: list[torch.Tensor]) -> None:

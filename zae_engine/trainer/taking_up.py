@@ -43,6 +43,7 @@ class TakingUp:
         self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
         self._after: int | None = None  # how many lines of the history hold, when the run goes on from a checkpoint
         self._from: str | None = None
+        self._at_an_end = False  # whether the end of the last call was loaded, and nothing since
         self._begins = True  # whether the history file has nothing of this run yet
 
     @property
@@ -71,7 +72,12 @@ class TakingUp:
 
     def has_done(self, call: int) -> bool:
         """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""
-        return self._mine and self._after is None and call < self.calls
+        own = self._mine and self._after is None
+        return (own or self._at_an_end) and call < self.calls
+
+    def has_loaded_its_end(self) -> None:
+        """Count a call of `run` whose end, as it was left, is what was loaded: the next call begins from there."""
+        self._at_an_end = True
 
     def find(self, which: str | Path) -> Checkpoint | None:
         """The checkpoint to go on from, verified; the same one on every process."""
@@ -82,6 +88,7 @@ class TakingUp:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Give the trainer a checkpoint's state; return the document of process 0."""
+        self._at_an_end = False
         state = put_whole(self.trainer, checkpoint)
         self._best, self._best_weights, self._monitored = state["best"], None, None
         inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()

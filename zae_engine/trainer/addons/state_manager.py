@@ -80,6 +80,7 @@ class StateManagerAddon(AddOnBase):
     _leaves: bool
     _called: str | None
     _saving: Interval | None
+    _conclude: Callable[..., None]
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class StateManagerAddon(AddOnBase):
         how = (every, (keep_last, keep_best), bool(save_async), bool(save_required))
         self._keeper = Keeper(self, self.save_path.absolute(), _FORMATS[save_format], *how)
         self._saving = Interval(every) if every.unit == "s" else None
-        self._keeps = False
+        self._keeps, self._settings = False, dict[str, Any]()
 
     # ------------------------------------------------------------------ running
 
@@ -142,11 +143,11 @@ class StateManagerAddon(AddOnBase):
                 "in a session, StateManagerAddon has to run in the processes that MultiGPUAddon starts; write"
                 " add_on(StateManagerAddon, MultiGPUAddon)"
             )
-        self._prepare()
+        self._note_settings()
         self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
         with self._keeper.holding():
             limits = {k: options.get(k) for k in ("max_steps", "max_time")}
-            if self._taken_up(resume, n_epoch, limits):
+            if self._taken_up(resume, n_epoch, limits, (loader, valid_loader)):
                 return self.history
             with self._keeping():
                 return super().run(n_epoch, loader, valid_loader, **options)
@@ -203,6 +204,7 @@ class StateManagerAddon(AddOnBase):
             return None
         if self._open is not None:
             raise CheckpointError("the last run broke off within an epoch; load_state('last') goes back first")
+        self._note_settings()
         with self._keeper.holding(), self._keeper.running(counts=False):
             name = self._keeper.save()
         return self.save_path / FOLDER / name
@@ -227,7 +229,7 @@ class StateManagerAddon(AddOnBase):
         CheckpointError
             When there is none, it is damaged, or does not fit this trainer.
         """
-        self._prepare()
+        self._note_settings()
         found = self._keeper.find(which if which in ("last", "best") else Path(which))
         if found is None:
             raise CheckpointError(f"{str(self.save_path)!r} has no whole checkpoint")
@@ -278,15 +280,20 @@ class StateManagerAddon(AddOnBase):
         """
         return verify_resume(self, loader, steps, valid_loader, max_time)
 
-    def _note_facts(self, loader: Any, valid_loader: Any, calls: dict[str, Any]) -> None:
+    def _note_settings(self) -> None:
         """Note, before anything is loaded or trained, what the result depends on."""
-        if not self._keeper.facts[0]:
+        self._prepare()
+        if not self._settings:
             self._settings = settings_of(self)
+            self._keeper.facts = (self._settings, circumstances_of(self, {}))
+
+    def _note_facts(self, loader: Any, valid_loader: Any, calls: dict[str, Any]) -> None:
+        """Note what this call is given."""
         batch = self._plan(loader).batch_size or 0
         calls["valid_loader"] = None if valid_loader is None else type(valid_loader).__name__
         self._keeper.facts = ({**self._settings, **data_of(loader, batch)}, circumstances_of(self, calls))
 
-    def _taken_up(self, resume: Any, n_epoch: Any, limits: dict[str, Any]) -> bool:
+    def _taken_up(self, resume: Any, n_epoch: Any, limits: dict[str, Any], loaders: tuple[Any, Any]) -> bool:
         """Go back to where the run was; return whether nothing is left to do."""
         keeper = self._keeper
         if resume is None:
@@ -302,11 +309,14 @@ class StateManagerAddon(AddOnBase):
             keeper.refuse_damaged()
             return False
         call = found.manifest.get("call", 0)
-        if keeper.has_done(call):
+        if which == "last" and keeper.has_done(call):
             return False
         self._compare(found, keeper.calls == call)
         state = keeper.load(found)
         if self._is_done(state, n_epoch, limits):
+            if keeper.calls == call:
+                self._conclude(*loaders)
+                keeper.has_loaded_its_end()
             keeper.calls += 1
             self._tell(f"The run is done: {found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded.")
             return True
@@ -318,7 +328,7 @@ class StateManagerAddon(AddOnBase):
         if self._keeper.calls != state["call"]:
             return bool(self._keeper.calls < state["call"])
         position = state["position"]
-        budget = Budget(read_limits(n_epoch, **limits, mode="train"), *position["began"])
+        self._budget = budget = Budget(read_limits(n_epoch, **limits, mode="train"), *position["began"])
         epochs, steps = self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1
         over = epochs >= budget.last_epoch or steps >= budget.last_step
         if not position["midway"] and (over or (state["complete"] and position["stop"])):
@@ -330,6 +340,7 @@ class StateManagerAddon(AddOnBase):
         """Refuse what would change the result, and show what else has changed since the checkpoint."""
         manifest, (settings, circumstances) = found.manifest, self._keeper.facts
         then = dict(manifest.get("settings", {}))
+        data_too = data_too and "the dataset" in then  # it is not in what save_state() has saved before any run
         now = dict(settings if data_too else self._settings)
         if self.seed_was_given:
             then["seed"], now["seed"] = manifest.get("seed"), self.seed

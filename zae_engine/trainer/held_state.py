@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .batch import fingerprint
@@ -202,6 +203,8 @@ def _is_users(thing: Any) -> bool:
 def _state(kind: str, leaf: Any) -> State:
     if isinstance(leaf, _GENERATORS):
         return State(kind, "generator", fingerprint(_position(leaf)), "")
+    if isinstance(leaf, Tensor) and is_lazy(leaf):
+        return State(kind, "tensor", "lazy", "")
     if isinstance(leaf, (Tensor, np.ndarray)):
         shown = "" if leaf.ndim else repr(leaf.tolist())[:_SHOWN]
         return State(kind, "tensor", f"{tuple(leaf.shape)} {leaf.dtype} {_content(leaf)}", shown)

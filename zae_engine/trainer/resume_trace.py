@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
 from ..checkpoint.errors import CheckpointError
-from .batch import fingerprint, is_scalar
+from .batch import fingerprint, is_scalar, leaves
 from .held_state import Root, State, states_of
 from .seeding import streams_of
 
@@ -171,27 +175,27 @@ class Recorder:
             marks.kinds |= {"restored weights": self._weights(), "restored optimizer": self._optimizer()}
             held = self._trace.held = states_of(self._roots)
             self._trace.still = {path for path, state in held.items() if state == self._held.get(path)}
-        marks.kinds["batch"] = {"": fingerprint(batch)}
+        marks.kinds["batch"] = {"": _mark(batch)}
         if first:
             marks.kinds["streams before"] = self._streams()
 
     def _note_after(self, marks: Marks) -> None:
-        marks.kinds["values"] = {key: fingerprint(value) for key, value in self._values.items()}
+        marks.kinds["values"] = {key: _mark(value) for key, value in self._values.items()}
         marks.shown = {key: f"{float(value):.9g}" for key, value in self._values.items() if is_scalar(value)}
         marks.kinds["streams"] = self._streams()
         if marks.mode == "train":
             gradients = {n: p.grad for n, p in self._trainer.model.named_parameters() if p.grad is not None}
-            marks.kinds["gradients"] = {name: fingerprint(gradient) for name, gradient in gradients.items()}
+            marks.kinds["gradients"] = {name: _mark(gradient) for name, gradient in gradients.items()}
             marks.kinds |= {"weights": self._weights(), "optimizer": self._optimizer()}
         self._trace.after.append(marks)
 
     def _streams(self) -> Names:
-        return {name: fingerprint(state) for name, state in streams_of(self._trainer.device).items()}
+        return {name: _mark(state) for name, state in streams_of(self._trainer.device).items()}
 
     def _weights(self) -> Names:
         model = self._trainer.model
         everything = {**dict(model.named_parameters()), **model.state_dict()}
-        return {name: fingerprint(value) for name, value in everything.items()}
+        return {name: _mark(value) for name, value in everything.items()}
 
     def _optimizer(self) -> Names:
         """State and settings, ``lr`` among them."""
@@ -200,9 +204,27 @@ class Recorder:
             for parameter in group["params"]:
                 name = self._names.get(id(parameter), "a parameter of no module")
                 for key, value in optimizer.state.get(parameter, {}).items():
-                    marks[f"{key} of {name}"] = fingerprint(value)
-            marks |= {f"{k} of group {number}": fingerprint(v) for k, v in group.items() if k != "params"}
+                    marks[f"{key} of {name}"] = _mark(value)
+            marks |= {f"{k} of group {number}": _mark(v) for k, v in group.items() if k != "params"}
         return marks
+
+
+def _mark(nest: Any) -> str:
+    return fingerprint([_in_memory(leaf) for leaf in leaves(nest)])
+
+
+def _in_memory(leaf: Any) -> Any:
+    """The tensors that hold what a tensor of another layout means."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if is_lazy(leaf):
+        return "lazy"
+    if leaf.is_nested:
+        return list(leaf.unbind())
+    if leaf.layout == torch.sparse_coo:
+        whole = leaf.coalesce()
+        return [whole.indices(), whole.values()]
+    return leaf if leaf.layout == torch.strided else leaf.to_dense()
 
 
 # ---------------------------------------------------------------------- the comparison

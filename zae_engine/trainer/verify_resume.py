@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from ..checkpoint.folder import FOLDER, committed
@@ -37,6 +38,10 @@ _NEVER = Duration(1 << 62, "st")
 _UNREPEATABLE = (
     "two runs that nobody interrupted differ there, too: the step or the data depends on the clock, on the system's"
     " random numbers, on a file that changes, or on operations whose result is another each time"
+)
+_WORKERS = (
+    "the loader's workers draw random numbers, and their streams are in no checkpoint; seeded_samples=True, which is"
+    " StateManagerAddon's default, gives each sample streams of its own"
 )
 _inherited: list[Any] = []  # what a child has of its parent's loaders; if it ended here, the parent's workers would end
 
@@ -136,9 +141,14 @@ class _Trial:
         if found is None:
             return ResumeVerification(True, None, None, None, compared)
         cause = reason_for(found, whole, resumed)
+        if cause is None and found.kind == "batch" and not self.trainer._seeded and self._has_workers():
+            cause = _WORKERS
         if cause is None and first_difference(whole, self._fork("again")) is not None:
             cause = _UNREPEATABLE
         return ResumeVerification(False, found.step, found.words, cause or found.general, compared)
+
+    def _has_workers(self) -> bool:
+        return any(getattr(each, "num_workers", 0) for each in (self.loader, *named(self.valid_loader).values()))
 
     def _forget_after(self, whole: Trace) -> None:
         """Leave the run folder as a kill right after the checkpoint would."""
@@ -193,6 +203,7 @@ class _Trial:
         _part_from_parent(trainer, loaders)
         _save_into(self.run_folder, trainer)
         recorder = Recorder(trainer, self.steps, roots, saves=not resumes)
+        warnings.filterwarnings("ignore", "a checkpoint could not be written")  # which the result tells
         vars(trainer).update(run_batch=recorder.run_batch, logging=recorder.logging)
         try:
             if not resumes:
@@ -253,7 +264,7 @@ def _part_from_parent(trainer: Any, loaders: list[Any]) -> None:
     model, state = trainer.model, trainer.optimizer.state if trainer.optimizer is not None else {}
     kept = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
     for tensor in (*kept, *(value for own in state.values() for value in own.values())):
-        if isinstance(tensor, Tensor) and tensor.is_shared():  # type: ignore[no-untyped-call]
+        if isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.is_shared():  # type: ignore[no-untyped-call]
             tensor.data = tensor.data.clone()
 
 

@@ -106,13 +106,21 @@ def test_the_checkpoint_may_be_at_the_end_of_an_epoch_or_behind_it(steps):
     assert found, found
 
 
-@pytest.mark.parametrize("kind", [Kept])
-def test_a_state_that_the_user_keeps_is_restored(kind):
-    assert verified(kind)
+def test_a_state_that_the_user_keeps_is_restored():
+    assert verified(Kept, batches=list(loader()))
 
 
-def test_a_list_of_batches_is_gone_on_with():
-    assert verified(batches=list(loader()))
+class Bags(PlainTrainer):
+    """Sparse gradients, and lazy parameters."""
+
+    def train_step(self, batch):
+        x, y = batch
+        return {"loss": nn.functional.cross_entropy(self.model(x.abs().long().clamp(max=4)), y)}
+
+
+def test_parameters_of_any_kind_are_compared():
+    model = nn.Sequential(nn.EmbeddingBag(5, 4, sparse=True), nn.LazyLinear(3))
+    assert verified(Bags, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 # ---------------------------------------------------------------------- runs that cannot
@@ -196,6 +204,13 @@ def test_data_that_is_other_data_is_named(batches, path):
     assert found.step == 4
     assert f"`{path}`" in found.cause
     assert found.differs in ("the batch", "it cannot go on")
+
+
+def test_streams_of_workers_are_told_from_generators():
+    found = verified(batches=DataLoader(Noisy(), 8, num_workers=1), seeded_samples=False)
+    assert not found
+    assert found.differs == "the batch"
+    assert "seeded_samples=True" in found.cause
 
 
 class Counter(PlainTrainer):
@@ -366,6 +381,10 @@ def test_what_cannot_be_saved_is_said():
     assert not found
     assert found.differs == "nothing can be saved"
     assert "object" in found.cause
+    model = nn.Sequential(nn.EmbeddingBag(5, 3, sparse=True))
+    found = verified(Bags, model=model)
+    assert not found
+    assert "momentum_buffer" in found.cause
     model = mlp()
     found = verified(model=model, optimizer=(optimizer := sgd(model)), scheduler=Bare(optimizer))
     assert not found

@@ -46,6 +46,29 @@ def whole_of(trainer: Any, contents: Contents) -> None:
     }
 
 
+def best_extra(trainer: Any) -> Nest:
+    """What the best weights have that is no tensor: modules' extra states."""
+    best = trainer.weight_buffer["weight"]
+    return {k: v for k, v in best[-1].items() if not isinstance(v, Tensor)} if best else {}
+
+
+def with_twins(model: Any, weights: Nest) -> Nest:
+    """Weights from a file that has tied ones once, with all of the model's keys, as they were before."""
+    if is_sharded(model):
+        return weights
+    own, first = plain(model).state_dict(), dict[object, str]()
+    for name, tensor in own.items():
+        if name not in weights:
+            weights = weights | {name: weights[first[_memory(tensor)]].clone()}
+        elif isinstance(tensor, Tensor):
+            first.setdefault(_memory(tensor), name)
+    return {name: weights[name] for name in own}
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
 def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
     """Give the trainer the state of a checkpoint that was verified; return the document of process 0.
 

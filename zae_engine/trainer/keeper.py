@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..checkpoint.commit import clear_leftovers
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, committed, next_serial
 from ..checkpoint.lock import RunLock
 from ..checkpoint.sharded import whole_model
-from .contents import whole_of
+from .contents import best_extra, whole_of
 from .history_file import HistoryFile, Line
 from .processes import is_sharded
 from .run_file import note_attempt
@@ -218,7 +220,8 @@ class Keeper(TakingUp):
         self._put_best(contents)
         whole_of(trainer, contents)
         if self._processes.first:
-            contents.documents[STATE] |= {"call": self.calls, "complete": complete, "best": self._best}
+            contents.documents[STATE] |= {"call": self.calls, "complete": complete, "best": self._best,
+                                          "best_extra": best_extra(trainer)}  # fmt: skip
         lines = self._lines.take(opened=trainer._open is not None)
         name = f"{self._serial:06d}-step-{contents.summary['step']}"
         contents.lines = [*lines, {"kind": "checkpoint", "step": contents.summary["step"], "name": name,
@@ -262,7 +265,8 @@ class Keeper(TakingUp):
             stem = MODEL if now or spread else BEST
             whole = whole_model(self.trainer.model) if spread else None
             if self._processes.first and (spread or not now):
-                contents.weights[stem] = dict(whole or buffer["weight"][-1])
+                best = whole or buffer["weight"][-1]
+                contents.weights[stem] = {k: v for k, v in best.items() if isinstance(v, Tensor)}
             contents.is_best = True
             self._best_weights = buffer["weight"][-1]
             self._best = {"epoch": buffer["epoch"][-1], "serial": self._serial, "file": stem}

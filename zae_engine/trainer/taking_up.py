@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
-from .contents import listed, put_whole
+from .contents import listed, put_whole, with_twins
 from .processes import Processes
 
 
@@ -95,10 +95,10 @@ class TakingUp:
         self._after = checkpoint.manifest.get("history", 0) if inside else 0
         self._from, self._mine = str(checkpoint.path.name if inside else checkpoint.path), False
         self._begins = not inside
-        self._load_best(checkpoint, inside)
+        self._load_best(checkpoint, inside, state["best_extra"])
         return state
 
-    def _load_best(self, checkpoint: Checkpoint, inside: bool) -> None:
+    def _load_best(self, checkpoint: Checkpoint, inside: bool, extra: dict[str, Any]) -> None:
         buffer: dict[str, list[Any]] = {"epoch": [], "weight": []}
         if self._best is not None:
             holder = self._holder(checkpoint, self._best["serial"])
@@ -111,7 +111,7 @@ class TakingUp:
                 )
                 self._best = None
             else:
-                weights = read_tensors(listed(holder, self._best["file"]))
+                weights = with_twins(self.trainer.model, read_tensors(listed(holder, self._best["file"])) | extra)
                 buffer = {"epoch": [self._best["epoch"]], "weight": [weights]}
                 self._best_weights = weights if inside else None
         self.trainer.weight_buffer = buffer

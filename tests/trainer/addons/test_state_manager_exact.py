@@ -18,10 +18,10 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
-from tests.helpers import data, loader, mlp, sgd
+from tests.helpers import data, loader, mlp
 from tests.trainer.addons.resumed import Drawing, assert_resumes, build
 from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
 
@@ -214,10 +214,10 @@ def test_from_any_step_with_the_scheduler(name, tmp_path):
 OPTIMIZERS = {
     "AdamW": lambda m: torch.optim.AdamW(m.parameters(), 0.01, amsgrad=True),
     "Adafactor": lambda m: torch.optim.Adafactor(m.parameters(), 0.01),
-    "Muon and groups": lambda m: torch.optim.SGD(
+    "groups": lambda m: torch.optim.SGD(
         [{"params": m[0].parameters(), "lr": 0.05}, {"params": m[3].parameters(), "momentum": 0.5}], lr=0.1
     ),
-    "LBFGS-free Rprop": lambda m: torch.optim.Rprop(m.parameters(), 0.01),
+    "Rprop": lambda m: torch.optim.Rprop(m.parameters(), 0.01),
     "ASGD": lambda m: torch.optim.ASGD(m.parameters(), 0.01, t0=3),
     "foreach Adam": lambda m: torch.optim.Adam(m.parameters(), 0.01, foreach=True),
     "fused AdamW": lambda m: torch.optim.AdamW(m.parameters(), torch.tensor(0.01), fused=True),
@@ -291,7 +291,6 @@ def test_from_any_step_with_torchmetrics(tmp_path):
         return trainer
 
     assert_resumes(tmp_path, script)
-    assert MeanMetric is not None
 
 
 # ---------------------------------------------------------------------- when it validates, and what it is told
@@ -390,8 +389,13 @@ def frozen():
     return model
 
 
-def half():
-    return nn.Sequential(mlp(0.2).bfloat16())
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(2, 4, 2, dropout=0.3, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x.reshape(len(x), 4, 2))[0][:, -1])
 
 
 MODELS = {
@@ -402,17 +406,9 @@ MODELS = {
     "extra state of tensors": lambda: Extra(True),
     "complex": Complex,
     "float64": Double,
-    "RNN": lambda: Recurrent(),
+    "RNN": Recurrent,
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(16), nn.Dropout(0.2), nn.LazyLinear(3)),
 }
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.head = nn.LSTM(2, 4, 2, dropout=0.3, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.rnn(x.reshape(len(x), 4, 2))[0][:, -1])
 
 
 def repeatable(model):
@@ -426,7 +422,8 @@ def test_from_any_step_of_a_model(name, save_format, tmp_path):
     def script(folder):
         model, opt = partial(repeatable, MODELS[name]), partial(adamw)
         trainer = build(folder, model=model, optimizer=opt, save_format=save_format)
-        trainer.run(1, small(shuffle=True), loader(11, 5), valid_every="2st", resume="auto")
+        trainer.run(1, loader(20, 5, shuffle=True), loader(11, 5), valid_every="2st", resume="auto")
+        trainer.apply_weights()  # the best, whatever of them a file cannot hold
         return trainer
 
     assert_resumes(tmp_path, script, only=slice(0, None, 2))
@@ -467,8 +464,3 @@ def test_from_any_step_with_a_state_of_the_users_own(tmp_path):
         return trainer
 
     assert_resumes(tmp_path, script)
-
-
-def test_unused(tmp_path):
-    assert sgd is not None
-    assert half is not None

@@ -75,10 +75,14 @@ class HistoryFile:
         """Let only the first `count` lines hold; the next line has to be an ``attempt`` that says so."""
         self.count = min(count, self.count)
 
-    def append(self, lines: Sequence[Line]) -> None:
-        """Write lines and flush them to the disk; those that cannot be written go with the next ones."""
+    def hold(self, lines: Sequence[Line]) -> None:
+        """Keep lines, which the next `append` writes."""
         self._waiting += [json.dumps(_plain(line), ensure_ascii=False).encode() + b"\n" for line in lines]
         self.count += len(lines)
+
+    def append(self, lines: Sequence[Line] = ()) -> None:
+        """Write lines and flush them to the disk; those that cannot be written go with the next ones."""
+        self.hold(lines)
         if not self._waiting:
             return
         with open(self.path, "ab") as file:

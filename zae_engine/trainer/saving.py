@@ -178,12 +178,14 @@ class Saver:
     def _write(self, contents: Contents, documents: dict[str, Any], weights: dict[str, dict[str, Tensor]]) -> None:
         name = name_of(contents.summary["serial"], contents.summary["step"])
         commit = Commit(self.folder / FOLDER, name, self._token, self._processes.index, self._processes.count)
+        if self._history is not None:
+            self._history.hold(contents.lines)  # when this commit fails, they go with the next one's
         commit.write(partial(self._files, contents, documents, weights))
         if not self._processes.first:
             return
         if self._history is not None:
             try:
-                self._history.append(contents.lines)
+                self._history.append()
             except OSError as error:
                 commit.abandon(str(error))
                 raise

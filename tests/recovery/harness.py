@@ -128,13 +128,13 @@ class Command:
             if pid is not None and self.nursery.code(pid) is None:
                 (os.killpg if group else os.kill)(pid, number)
 
-    def codes(self, timeout: float = LONGEST) -> list[int]:
+    def codes(self, timeout: float = LONGEST, launcher: bool = True) -> list[int]:
         """Wait for the end; as a launcher does, the first failure ends the others: SIGTERM, later SIGKILL."""
         end, failed = time.monotonic() + timeout, None
         while None in (found := self.ended()):
             self.look()
             self.nursery.code(self.pids[found.index(None)], 0.005)
-            if failed is None and any(found):
+            if launcher and failed is None and any(found):
                 failed = time.monotonic()
                 time.sleep(0.1)  # a launcher looks that often
                 self.send(signal.SIGTERM)
@@ -186,9 +186,9 @@ def tidy(folder: Path) -> Path:
     return folder
 
 
-def finish(nursery: Nursery, folder: Path, setup: dict, processes: int = 1, times: int = 1) -> dict:
-    """The same command, undisturbed, until it is done; what came out of it."""
-    command = start(nursery, folder, setup, processes)
+def finish(nursery: Nursery, folder: Path, setup: dict, processes: int = 1, mishaps: list[dict] | None = None) -> dict:
+    """The same command, to its end; what came out of it."""
+    command = start(nursery, folder, setup, processes, mishaps)
     codes = command.codes()
     assert codes == [0] * processes, f"{codes}\n{command.log()}"
     return outcome(folder, processes)

@@ -62,6 +62,11 @@ class Recorded(Trainer):
     folder = Path()
     pause = 0.0
 
+    def run_epoch(self, loader, **kwargs):
+        if self.mode == "train":
+            self._befall("epoch")
+        super().run_epoch(loader, **kwargs)
+
     def train_step(self, batch):
         self._befall("train")
         time.sleep(self.pause)

@@ -156,6 +156,8 @@ def check_run_options(cls: type, names: Iterable[str]) -> None:
     options = dict.fromkeys(("max_steps", "max_time", "valid_every", "n_epoch", "loader", "valid_loader"), "run")
     takes_any = False
     for owner in cls.__mro__:
+        if "run" in vars(owner) and "resume" in inspect.signature(vars(owner)["run"]).parameters:
+            options["resume"] = owner.__name__
         if issubclass(owner, Seams) and not owner.__module__.startswith("zae_engine.trainer."):
             for method in ("run", "run_epoch", "run_batch"):
                 if method in owner.__dict__:

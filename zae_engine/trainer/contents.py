@@ -103,6 +103,8 @@ def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
     else:
         weights = read_tensors(listed(checkpoint, MODEL)) | state["extra"]
         load_weights(trainer.model, weights, source=f"{str(checkpoint.path)!r}")
+        if trainer.optimizer is None:  # to be evaluated only
+            return
         _put_optimizer(_optimizer(trainer), state["optimizer"])
     for name, part in (("scheduler", trainer.scheduler), ("scaler", trainer.accelerator.scaler)):
         if (part is None) != (state[name] is None):

@@ -23,6 +23,8 @@ _LONG = 20_000
 _STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
 _SECRET = re.compile(r"(?i)(token|key|secret|passw|credential|auth)")
 
+_KIND = "class"  # of what the other options of the same fact belong to
+
 Facts = dict[str, Any]
 
 
@@ -47,9 +49,8 @@ def settings_of(trainer: Any) -> Facts:
     }
     if trainer.optimizer is not None:
         facts |= _optimizer(trainer.optimizer)
-    if trainer.scheduler is not None:
-        facts |= _options(f"the scheduler ({type(trainer.scheduler).__name__})", _state(trainer.scheduler))
-    return facts
+    scheduler = trainer.scheduler
+    return facts | {"the scheduler": None if scheduler is None else _options(scheduler, _state(scheduler))}
 
 
 def data_of(loader: Any, batch_size: int) -> Facts:
@@ -90,11 +91,14 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if one == other:
             continue
         if isinstance(one, dict) and isinstance(other, dict):
+            if one.get(_KIND) != other.get(_KIND):  # whose options have nothing to do with each other
+                one, other = {_KIND: one.get(_KIND)}, {_KIND: other.get(_KIND)}
             lines += [f"{name}: {line}" for line in differences(one, other)]
         elif isinstance(one, str) and isinstance(other, str) and "\n" in one + other:
             lines.append(f"{name}: {_first_difference(one, other)}")
         else:
-            lines.append(f"{name}: {_shown(one)} in the checkpoint, {_shown(other)} now")
+            one, other = (value if isinstance(value, str) else _shown(value) for value in (one, other))
+            lines.append(f"{name}: {one} in the checkpoint, {other} now")
     return lines
 
 
@@ -135,14 +139,14 @@ def _optimizer(optimizer: Any) -> Facts:
     facts: Facts = {}
     for number, group in enumerate(inner.param_groups):
         options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-        where = f" group {number}" if len(inner.param_groups) > 1 else ""
-        own = {"parameters": len(group["params"]), **options}
-        facts |= _options(f"the optimizer ({type(inner).__name__}){where}", own)
+        where = f"group {number} of the optimizer" if len(inner.param_groups) > 1 else "the optimizer"
+        facts[where] = _options(inner, {"parameters": len(group["params"]), **options})
     return facts
 
 
-def _options(name: str, options: Mapping[str, Any]) -> Facts:
-    return {name: {str(key): _shown(value) for key, value in options.items() if not str(key).startswith("_")}}
+def _options(owner: Any, options: Mapping[str, Any]) -> Facts:
+    own = {str(key): _shown(value) for key, value in options.items() if not str(key).startswith("_")}
+    return {_KIND: type(owner).__name__, **own}
 
 
 def _state(scheduler: Any) -> Mapping[str, Any]:
@@ -181,6 +185,8 @@ def _first_difference(one: str, other: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and _KIND in value:
+        return str(value[_KIND])
     if isinstance(value, torch.Tensor):
         value = value.tolist()
     text = re.sub(r"0x[0-9a-fA-F]+", "0x", repr(value))

@@ -106,7 +106,11 @@ class Keeper(TakingUp):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"save_path={str(self.folder)!r} cannot be made: {error.strerror}") from error
+            is_file = self.folder.exists()
+            reason = (
+                "is a file; give a folder, which is made if needed" if is_file else f"cannot be made: {error.strerror}"
+            )
+            raise CheckpointError(f"save_path={str(self.folder)!r} {reason}") from error
         lock.acquire()
         for sentence in clear_leftovers(self.folder / FOLDER):
             warnings.warn(sentence, stacklevel=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -94,20 +95,23 @@ class StateManagerAddon(AddOnBase):
         save_required: bool = False,
         **kwargs: Any,
     ) -> None:
-        if save_path is None or isinstance(save_path, bool) or not str(save_path):
-            raise TypeError(
-                f"StateManagerAddon got save_path={save_path!r}; give the folder of this run: save_path='runs/first'"
-            )
+        if not isinstance(save_path, (str, os.PathLike)) or not str(save_path):
+            near = difflib.get_close_matches("save_path", kwargs, n=1) if save_path is None else []
+            hint = f"write save_path= for {near[0]}=" if near else "give the folder of this run: save_path='runs/first'"
+            raise TypeError(f"StateManagerAddon got save_path={save_path!r}; {hint}")
         check_choice("save_format", save_format, tuple(_FORMATS))
         if keep_last is not None:
             check_number("keep_last", keep_last, 1, whole=True)
         check_number("keep_best", keep_best, 0, whole=True)
+        for name, value in (("save_async", save_async), ("save_required", save_required)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}={value!r} is not accepted; write True or False")
         every = Duration.parse(save_every, "save_every")
         if kwargs.get("seeded_samples") is None:
             kwargs["seeded_samples"] = True
         super().__init__(*args, **kwargs)
         self.save_path = Path(save_path)
-        how = (every, (keep_last, keep_best), bool(save_async), bool(save_required))
+        how = (every, (keep_last, keep_best), save_async, save_required)
         self._keeper = Keeper(self, self.save_path.absolute(), _FORMATS[save_format], *how)
         self._saving = Interval(every) if every.unit == "s" else None
         self._keeps, self._settings = False, dict[str, Any]()
@@ -134,6 +138,11 @@ class StateManagerAddon(AddOnBase):
             A SystemExit with code 75: the run was asked to end, and has saved. In a session, Ctrl-C raises
             KeyboardInterrupt instead.
         """
+        if not isinstance(resume, (str, os.PathLike, type(None))) or resume == "":
+            raise TypeError(f"resume={resume!r} is not accepted; write 'auto', 'last', 'best' or a checkpoint's path")
+        words = () if resume is None or Path(resume).exists() else ("auto", "last", "best")
+        if resume not in words and (near := difflib.get_close_matches(str(resume), words, n=1)):
+            raise ValueError(f"resume={resume!r} is no checkpoint; did you mean {near[0]!r}?")
         if self.mode == "test":
             if resume is not None:
                 raise ValueError("resume= goes on with a training; in mode 'test', load_state('best') loads a state")
@@ -300,9 +309,9 @@ class StateManagerAddon(AddOnBase):
             keeper.refuse_foreign()
             return False
         which = "last" if resume in ("auto", "last") else "best" if resume == "best" else Path(resume)
+        found = keeper.find(which)
         if isinstance(which, Path) and not which.resolve().is_relative_to(self.save_path.resolve()):
             keeper.refuse_foreign()
-        found = keeper.find(which)
         if found is None:
             if resume != "auto":
                 raise CheckpointError(f"resume={resume!r}: {str(self.save_path)!r} has no whole checkpoint")

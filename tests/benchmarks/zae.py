@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from zae_engine.trainer import Trainer
+from zae_engine.trainer.addons import StateManagerAddon
 
 from .task import MAX_NORM, Batch, Row, Task
 
@@ -34,6 +36,14 @@ def train(task: Task) -> None:
     trainer.run(n_epoch=1, loader=task.loader())
 
 
+def train_kept(task: Task) -> None:
+    """Train for one epoch with a StateManagerAddon, which has nothing to save within it."""
+    kind = StampedTrainer.add_on(StateManagerAddon)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"mode": "train", "log_bar": True, "seed": 0, "save_path": folder}
+        kind(task, optimizer=task.optimizer(), **options).run(n_epoch=1, loader=task.loader())
+
+
 def train_clipped(task: Task) -> None:
     """Train for one epoch, clipping the gradients' norm."""
     trainer = StampedTrainer(
@@ -47,5 +57,9 @@ def evaluate(task: Task) -> None:
     StampedTrainer(task, mode="test", log_bar=True).run(1, task.loader())
 
 
-TRAINING = (Row("zae-engine", train), Row("zae-engine+clip", train_clipped, against="pytorch+clip"))
+TRAINING = (
+    Row("zae-engine", train),
+    Row("zae-engine+state", train_kept, against="zae-engine"),
+    Row("zae-engine+clip", train_clipped, against="pytorch+clip"),
+)
 EVALUATION = (Row("zae-engine", evaluate),)

@@ -131,7 +131,7 @@ class Campaign:
 
 def table(kills: list[Kill]) -> str:
     """The kills, one a line."""
-    head = f"{'aim':8}{'victims':20}{'where':9}{'step':>5}{'saving':>8}{'committed':>11}{'lock s':>8}{'ending s':>10}  codes"
-    rows = [f"{k.aim:8}{k.victims:20}{k.where:9}{k.step:5}{k.saving!s:>8}{k.committed:11}{k.locked:8.2f}{k.ending:10.2f}  {k.codes}"
-            for k in kills]  # fmt: skip
-    return "\n".join([head, *rows])
+    names = ("aim", "victims", "where", "step", "saving", "committed", "lock s", "ending s", "codes")
+    rows = [names, *((*kill[:6], f"{kill.locked:.2f}", f"{kill.ending:.2f}", kill.codes) for kill in kills)]
+    widths = (8, 18, 8, 5, 7, 10, 7, 9, 0)
+    return "\n".join("  ".join(str(cell).rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)

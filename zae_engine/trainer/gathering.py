@@ -45,8 +45,11 @@ def log_state(log: EpochLog, processes: Processes, everything: bool) -> dict[str
     return {"batches": parts["batches"], "scalars": scalars, "other": parts["other"]}
 
 
-def restore_log(log: EpochLog, states: list[dict[str, Any]]) -> None:
-    """Go on with what one process had, or with what several had, of whose values the batches are made."""
+def restore_log(log: EpochLog, states: list[dict[str, Any]], batches: int) -> None:
+    """Go on after so many batches with what one process had, or with what several had, of whose values they are made.
+
+    A process that was not there before has nothing of them, and counts on from them all the same.
+    """
     scalars = dict[str, tuple[Series, str]]()
     for key in dict.fromkeys(key for state in states for key in state["scalars"]):
         having = [state["scalars"][key] for state in states if key in state["scalars"]]
@@ -56,7 +59,7 @@ def restore_log(log: EpochLog, states: list[dict[str, Any]]) -> None:
     for key in dict.fromkeys(key for state in states for key in state["other"]):
         values = [state["other"][key] for state in states if key in state["other"]]
         other[key] = _joined(key, values) if len(values) > 1 else values[0]
-    log.restore(max((state["batches"] for state in states), default=0), scalars, other)
+    log.restore(batches, scalars, other)
 
 
 def mean_series(parts: list[Series]) -> Series:

@@ -94,7 +94,7 @@ class Resuming(Evaluating):
             bar.done = bar.first = midway.batch
             if self._stop_reason is not None:  # no order will be drawn
                 _put_generators(loader, midway.drawn)
-            restore_log(self.log_train, midway.logs)
+            restore_log(self.log_train, midway.logs, midway.batch)
             self._measures["train"].restore(midway.measures)
         self._open = opened
         return opened.plan

@@ -21,7 +21,12 @@ from .._version import __version__
 
 _LONG = 20_000
 _STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
-_SECRET = re.compile(r"(?i)(token|key|secret|passw|credential|auth)")
+_NAME = r"(?i:token|key|secret|passw|credential|auth)"
+_SECRET = re.compile(_NAME)
+_OPTION = re.compile(rf"(?s)^([\w.-]*{_NAME}[\w.-]*=).*")
+_NAMED = re.compile(rf"({_NAME}[\w\"'-]*\s*[:=]\s*[\"']?)[^\s\"',&}}]+")  # within JSON, or an address
+_LOGIN = re.compile(r"://[^/@\s]+@")
+_TOKEN = re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|AKIA)[\w-]{8,}")  # of some well-known services
 
 _KIND = "class"  # of what the other options of the same fact belong to
 
@@ -72,7 +77,7 @@ def data_of(loader: Any, batch_size: int) -> Facts:
 def circumstances_of(trainer: Any, calls: Mapping[str, Any]) -> Facts:
     """What may change without changing the result, or may be meant to: shown when it differs."""
     return {
-        **{name: str(value) for name, value in calls.items() if value is not None},
+        **{k: "***" if _SECRET.search(k) else str(v) for k, v in calls.items() if v is not None},
         "processes": trainer._processes.count,
         "gradient_accumulation_steps": trainer.gradient_accumulation_steps,
         "device": trainer.device.type,
@@ -124,13 +129,12 @@ def git_of(folder: Path) -> str | None:
 
 
 def without_secrets(words: list[str]) -> list[str]:
-    """A command line without the values of options that look like a password or a token."""
+    """A command line without what looks like a password or a token: values of such names, and in addresses."""
     clean, hide = list[str](), False
     for word in words:
-        name, equals, _ = word.partition("=")
-        secret = bool(_SECRET.search(name)) and name.startswith("-")
-        clean.append("***" if hide else f"{name}=***" if secret and equals else word)
-        hide = secret and not equals and not hide
+        shown = _NAMED.sub(r"\1***", _OPTION.sub(r"\1***", word))
+        clean.append("***" if hide else _TOKEN.sub("***", _LOGIN.sub("://***@", shown)))
+        hide = not hide and word.startswith("-") and "=" not in word and bool(_SECRET.search(word))
     return clean
 
 

@@ -358,7 +358,7 @@ class StateManagerAddon(AddOnBase):
                 f"{str(found.path)!r} is of a run with other settings, and going on would make another model:\n  "
                 + "\n  ".join(other)
                 + "\nPut them back; or give another save_path= for a new run; or, to go on in the new way, call"
-                " load_state('last') and then run(...) without resume="
+                " load_state('last'), set anew what was loaded (the learning rate, say), and run(...) without resume="
             )
         if data_too and (shown := differences(manifest.get("circumstances", {}), circumstances)):
             self._tell("Since the checkpoint:\n  " + "\n  ".join(shown))

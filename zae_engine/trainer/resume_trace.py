@@ -29,8 +29,12 @@ _WORDS = {
     "optimizer": "the optimizer's {}",
     "history": "the history's {}",
 }
-_DATA = "the data is no function of the samples' ids and of the global random streams"
-_STATE = "something that the step depends on is in no checkpoint"
+_LOST = "its state_dict() does not give that, or its load_state_dict() does not take it back"
+_GENERAL = {
+    "batch": "the data is no function of the samples' ids and of the global random streams",
+    "restored weights": _LOST,
+    "restored optimizer": _LOST,
+}
 _ADVICE = {
     "data": "make each sample a function of its id, and of the epoch that set_epoch(epoch) tells",
     "trainer": "return it in the trainer's state_dict(), and take it back in load_state_dict()",
@@ -110,7 +114,7 @@ class Difference:
     @property
     def general(self) -> str:
         """What can be said when nothing was found that explains it."""
-        return _DATA if self.kind == "batch" else _STATE
+        return _GENERAL.get(self.kind, "something that the step depends on is in no checkpoint")
 
 
 class Recorder:
@@ -145,8 +149,7 @@ class Recorder:
             vars(error).pop("__notes__", None)  # about this trial's folder
             if self._saves and not isinstance(error, CheckpointError):
                 raise
-            told = str(error).replace(str(self._trainer._keeper.folder), str(self._trainer.save_path))
-            trace.error = told if isinstance(error, CheckpointError) else f"{type(error).__name__}: {told}"
+            trace.error = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
         trace.last, trace.ended = self._trainer.progress_checker.get_step() - 1, self._trainer.stop_reason
         trace.rows = [{k: v for k, v in row.items() if k not in _UNTIMED} for row in self._trainer.history.rows]
         return trace
@@ -252,7 +255,7 @@ def first_difference(whole: Trace, resumed: Trace) -> Difference | None:
 def _in_words(one: Marks, other: Marks, kind: str, name: str) -> str:
     words = _WORDS[kind].format(name)
     if kind == "values" and name in one.shown and name in other.shown:
-        words += f" ({one.shown[name]} without an interruption, {other.shown[name]} with one),"
+        words += f" ({one.shown[name]} without an interruption, {other.shown[name]} with one)"
     return words + (" of an evaluation" if one.mode == "test" else "")
 
 
@@ -262,7 +265,7 @@ def _other_rows(whole: list[dict[str, Any]], resumed: list[dict[str, Any]]) -> D
     for one, other in zip(whole, resumed, strict=True):
         for name in dict.fromkeys((*one, *other)):
             if repr(one.get(name)) != repr(other.get(name)):  # so that NaN is equal to itself
-                values = f"{name!r} ({one.get(name)} without an interruption, {other.get(name)} with one),"
+                values = f"{name!r} ({one.get(name)} without an interruption, {other.get(name)} with one)"
                 return Difference(one["step"], "history", _WORDS["history"].format(values))
     return None
 

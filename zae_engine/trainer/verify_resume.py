@@ -10,7 +10,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -135,7 +135,7 @@ class _Trial:
         if whole.error is not None:
             return ResumeVerification(False, None, "nothing can be saved", whole.error, 0)
         self._forget_after(whole)
-        resumed = self._fork("whole", resumes=True)
+        resumed = self._fork("whole", resumes=True, heard=False)
         found = first_difference(whole, resumed)
         compared = len({marks.step for marks in whole.after if marks.mode == "train"})
         if found is None:
@@ -143,7 +143,7 @@ class _Trial:
         cause = reason_for(found, whole, resumed)
         if cause is None and found.kind == "batch" and not self.trainer._seeded and self._has_workers():
             cause = _WORKERS
-        if cause is None and first_difference(whole, self._fork("again")) is not None:
+        if cause is None and first_difference(whole, self._fork("again", heard=False)) is not None:
             cause = _UNREPEATABLE
         return ResumeVerification(False, found.step, found.words, cause or found.general, compared)
 
@@ -161,13 +161,13 @@ class _Trial:
             if checkpoint.step > whole.began + self.steps:
                 rmtree(checkpoint.path)
 
-    def _fork(self, name: str, resumes: bool = False) -> Trace:
+    def _fork(self, name: str, resumes: bool = False, heard: bool = True) -> Trace:
         """Run in a forked process, which is ended when its time is over."""
         self.run_folder, pid = self.folder / name, self.folder / "pid"
         killer = threading.Timer(self.seconds + _GRACE, _kill, (pid,))
         killer.start()
         try:
-            trace: Trace | None = run_workers(partial(self._child, pid, resumes), 1, "cpu", {})
+            trace: Trace | None = run_workers(partial(self._child, pid, resumes, heard), 1, "cpu", {})
         except WorkerError as error:
             if killer.is_alive():
                 raise
@@ -184,6 +184,8 @@ class _Trial:
             pid.unlink(missing_ok=True)
         if trace is None:
             raise self._late()
+        if trace.error is not None:
+            trace.error = trace.error.replace(str(self.run_folder), str(self.trainer.save_path))
         return trace
 
     def _late(self) -> TimeoutError:
@@ -194,7 +196,7 @@ class _Trial:
 
     # ------------------------------------------------------------------ in the child
 
-    def _child(self, pid: Path, resumes: bool) -> Trace | None:
+    def _child(self, pid: Path, resumes: bool, heard: bool) -> Trace | None:
         """Train on a copy that a fork has made; None when the time was over."""
         pid.write_text(str(os.getpid()))
         signal.signal(signal.SIGALRM, _out_of_time)
@@ -206,9 +208,9 @@ class _Trial:
         warnings.filterwarnings("ignore", "a checkpoint could not be written")  # which the result tells
         vars(trainer).update(run_batch=recorder.run_batch, logging=recorder.logging)
         try:
-            if not resumes:
-                return recorder.trace(self._run)
-            with _unheard():
+            with nullcontext() if heard else _unheard():
+                if not resumes:
+                    return recorder.trace(self._run)
                 _start_elsewhere(trainer, roots)
                 return recorder.trace(partial(self._run, resume="auto"))
         except _OutOfTime:
@@ -231,12 +233,14 @@ class _Trial:
             "optimizer": Root("optimizer", trainer.optimizer),
             "scheduler": Root("scheduler", trainer.scheduler),
         }
-        for loader in (self.loader, *named(self.valid_loader).values()):
+        valid = {f"valid {name} ".replace("  ", " "): each for name, each in named(self.valid_loader).items()}
+        for words, loader in {"": self.loader, **valid}.items():
             batches = getattr(loader, "batch_sampler", None)
             parts = [getattr(loader, name, None) for name in _PARTS] + [getattr(batches, "sampler", None)]
             for part in (loader, batches, *parts):
                 if part is not None and not isinstance(part, DataLoader):
-                    roots.setdefault(getattr(part, "__name__", type(part).__name__), Root("data", part))
+                    name = words + getattr(part, "__name__", type(part).__name__)
+                    roots.setdefault(name, Root("data", part))
         return roots
 
 

@@ -28,7 +28,8 @@ def _folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     yield
-    left = [name for name in os.listdir(tmp_path) if not name.startswith("torchinductor")]  # torch makes that one
+    # Importing parts of torch leaves folders, too.
+    left = [name for name in os.listdir(tmp_path) if name.startswith(("run", "verify-resume", "pymp"))]
     assert left == []
 
 
@@ -206,6 +207,13 @@ def test_data_that_is_other_data_is_named(batches, path):
     assert found.differs in ("the batch", "it cannot go on")
 
 
+def test_validation_data_that_is_other_data_is_named():
+    found = kept().verify_resume(DataLoader(Noisy(), 8), valid_loader={"b": DataLoader(OwnRng(), 8)})
+    assert not found
+    assert (found.step, found.differs) == (6, "the batch of an evaluation")
+    assert "`valid b OwnRng.rng`" in found.cause
+
+
 def test_streams_of_workers_are_told_from_generators():
     found = verified(batches=DataLoader(Noisy(), 8, num_workers=1), seeded_samples=False)
     assert not found
@@ -337,14 +345,51 @@ def test_an_optimizer_with_a_memory_is_named_by_what_it_does():
     assert "`optimizer.count`" in found.cause
 
 
+class Lossy(torch.optim.SGD):
+    """Forgets its momentum."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "state": {}}
+
+
+class Drops(nn.Module):
+    """Keeps a parameter to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(16))
+
+    def forward(self, x):
+        return x * self.scale
+
+    def _save_to_state_dict(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "differs"),
+    [
+        (mlp(), Lossy, "the optimizer's momentum_buffer of 0.weight as it was restored"),
+        (network(Drops()), torch.optim.SGD, "1.scale as it was restored"),
+    ],
+)
+def test_what_is_lost_on_the_way_is_named(model, optimizer, differs):
+    found = verified(model=model, optimizer=optimizer(model.parameters(), lr=0.1, momentum=0.9))
+    assert not found
+    assert (found.step, found.differs) == (4, differs)
+    assert "state_dict()" in found.cause
+
+
 class Clock(PlainTrainer):
     def train_step(self, batch):
+        print("tick")
         return {"loss": super().train_step(batch)["loss"] * (1 + time.time_ns() % 1_000_000 / 1e6)}
 
 
-def test_a_step_that_cannot_be_repeated_is_told_from_one_with_a_memory():
+def test_a_step_that_cannot_be_repeated_is_told_from_one_with_a_memory(capfd):
     found = verified(Clock)
     assert not found
+    assert capfd.readouterr().out.count("tick") == 6
     assert "the clock" in found.cause
 
 
@@ -357,7 +402,7 @@ class Metric(PlainTrainer):
 def test_a_row_of_the_history_that_differs_is_named():
     found = kept(Metric).verify_resume(loader(), steps=6)
     assert not found
-    assert found.differs == "the history's 'train_epochs' (2.0 without an interruption, 1.0 with one),"
+    assert found.differs == "the history's 'train_epochs' (2.0 without an interruption, 1.0 with one)"
     assert "`trainer.epochs`" in found.cause
 
 

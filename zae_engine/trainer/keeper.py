@@ -215,8 +215,10 @@ class Keeper(TakingUp):
 
     def save(self, complete: bool = False) -> str:
         """Save now, at rest; every process calls it. Returns the name of the checkpoint."""
-        trainer, saver = self.trainer, self._saver
+        start, trainer, saver = time.perf_counter(), self.trainer, self._saver
         assert saver is not None  # while it runs
+        saver.wait()  # before anything is decided: whether the one before was written matters
+        self._report()
         self._due = trainer._save_due = False
         if trainer._saving is not None:
             trainer._saving.restart()
@@ -233,7 +235,9 @@ class Keeper(TakingUp):
         self._lines.written()
         self._serial += 1
         self._writing = True
-        blocked = saver.save(contents)
+        saver.save(contents)
+        blocked = time.perf_counter() - start
+        saver.blocked += blocked
         if trainer.history.rows:
             row = trainer.history.rows[-1]
             row["saving"] = (row.get("saving") or 0.0) + blocked

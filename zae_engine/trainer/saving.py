@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -89,7 +88,7 @@ class Saver:
     committed : str or None
         The last checkpoint that this process knows to be committed; on process 0 only.
     blocked : float
-        Seconds that the training was kept waiting so far.
+        Seconds that the training was kept waiting so far, which the Keeper counts.
     """
 
     def __init__(
@@ -112,18 +111,13 @@ class Saver:
         self._given_up = False
         self._problems: list[str] = []
 
-    def save(self, contents: Contents) -> float:
-        """Copy, and begin to write when the one before is written; return the seconds that this took."""
-        start = time.perf_counter()
-        self.wait()
+    def save(self, contents: Contents) -> None:
+        """Copy, and begin to write; nothing else may be under way."""
         job = self._frozen(contents)
         if self._in_background and contents.together is None:
             self._background.submit(job)
         else:
             self._try(job)
-        seconds = time.perf_counter() - start
-        self.blocked += seconds
-        return seconds
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write lines of the history beside the training; nothing else may be under way."""

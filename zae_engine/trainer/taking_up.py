@@ -119,5 +119,9 @@ class TakingUp:
     def _holder(self, checkpoint: Checkpoint, serial: int) -> Checkpoint | None:
         if serial == checkpoint.serial:
             return checkpoint
-        found = next((c for c in committed(checkpoint.path.parent) if c.serial == serial), None)
-        return found if found is not None and not self._processes.on_first(lambda: problems_of(found.path)) else None
+        return self._processes.on_first(lambda: _whole_one(checkpoint.path.parent, serial))
+
+
+def _whole_one(folder: Path, serial: int) -> Checkpoint | None:
+    found = next((c for c in committed(folder) if c.serial == serial), None)
+    return found if found is not None and not problems_of(found.path) else None

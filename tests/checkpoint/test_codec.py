@@ -33,6 +33,8 @@ def same(one, other):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, (np.ndarray, np.generic)):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, array.array):
+        return one.typecode == other.typecode and one.tobytes() == other.tobytes()
     if isinstance(one, float):
         return struct.pack("d", one) == struct.pack("d", other)
     if isinstance(one, complex):
@@ -60,6 +62,8 @@ VALUES = [
     *(np.arange(6).reshape(2, 3), np.array(3.5), np.zeros((0, 3)), np.array([True, False]), np.arange(4, dtype=">i4")),
     *(np.arange(10)[::-2], np.asfortranarray(np.eye(3)), np.zeros(2, np.uint16), np.array([1j]), np.float16([1])),
     *(array.array("d", [1.5, math.inf]), array.array("q", [2**62]), array.array("B", b"xy"), array.array("f")),
+    *(array.array(code, [i % 128 for i in range(1000)]) for code in "bBhHiIlLqQfd"),
+    array.array("d", [NAN, -math.nan, -0.0, math.inf] * 250),
     *(dt.datetime(2026, 1, 2, 3, 4, 5, 6), dt.datetime(2026, 1, 2, tzinfo=dt.timezone(dt.timedelta(hours=9)))),
     *(dt.date(2026, 1, 2), dt.time(1, 2, 3), dt.timedelta(-1, 2, 3), pathlib.Path("a/b"), pathlib.Path("/\udcff")),
     *(pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("c:\\a")),
@@ -173,6 +177,9 @@ def test_a_nest_that_contains_itself_is_refused():
         *(
             {"$": "numbers", "v": ["z", []]},
             {"$": "numbers", "v": ["d", ["a"]]},
+            {"$": "numbers", "v": ["z", "t"]},
+            {"$": "numbers", "v": ["b", "t"]},
+            {"$": "numbers", "v": ["d", "gone"]},
             {"$": "defaultdict", "v": ["eval", []]},
         ),
         *({"$": "datetime", "v": "x"}, {"$": "timedelta", "v": ["a"]}, {"$": "path", "v": 1}, {"$": "bytes", "v": "!"}),

@@ -21,6 +21,7 @@ from .errors import CheckpointError
 
 TAG, VALUE = "$", "v"  # of a value that JSON has no form for: {"$": kind, "v": content}
 RESERVED = "__metadata__"  # a name that safetensors keeps for itself
+_MANY = 1000  # numbers of an array.array that are kept as a tensor: a million of them as text take a second
 
 _DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _FACTORIES: dict[str, Any] = {t.__name__: t for t in (int, float, str, bool, list, dict, set, tuple)} | {"None": None}
@@ -97,6 +98,8 @@ class _Packer:
             return _tag("tensor", self._name(value, where))
         if isinstance(value, np.generic) and value.dtype.kind in "biufcmM" and value.dtype.itemsize <= 16:
             return _tag("scalar", [value.dtype.str, value.tobytes().hex()])
+        if kind is array.array and len(value) >= _MANY and value.typecode in "bhiqfd":
+            return _tag("numbers", [value.typecode, self._name(torch.from_numpy(np.array(value)), where)])
         if kind in _LEAVES:
             return _LEAVES[kind](value)
         if kind is np.ndarray and value.dtype.kind in "biufc":
@@ -281,7 +284,12 @@ def _scalar(value: Any, _: Mapping[str, Tensor]) -> Any:
 
 def _numbers(value: Any, tensors: Mapping[str, Tensor]) -> array.array[Any]:
     code, items = _expect(value, list, 2)
-    return array.array(_expect(code, str), _unpack(_expect(items, list), tensors))
+    if not isinstance(items, str):
+        return array.array(_expect(code, str), _unpack(_expect(items, list), tensors))
+    numbers = _tensor(items, tensors).numpy()
+    if numbers.dtype != np.dtype(_expect(code, str)):
+        raise CheckpointError(f"the saved state is malformed: an array of {code!r} is of {numbers.dtype}")
+    return array.array(code, numbers.tobytes())
 
 
 def _default(value: Any, tensors: Mapping[str, Tensor]) -> defaultdict[Any, Any]:

@@ -1,0 +1,18 @@
+"""Lines are counted without parsing each of them, and yet as `read_history` reads them."""
+
+from zae_engine.trainer.history_file import HistoryFile, read_history
+
+ODD = {"a}": 1.5, 'b"}': "nan", "c{": {"d}": [2]}, "}": None}
+
+
+def test_wherever_a_crash_has_cut_the_file_the_count_is_what_is_read(tmp_path):
+    whole = tmp_path / "history.jsonl"
+    steps = [{"kind": "step", "step": i, **{key: value}} for i, (key, value) in enumerate(ODD.items())]
+    HistoryFile(whole).append([*steps, {"kind": "attempt", "after": 2}, *steps, {"kind": "attempt", "after": 99}])
+    content, cut = whole.read_bytes(), tmp_path / "cut.jsonl"
+    counts = set()
+    for end in range(len(content)):
+        cut.write_bytes(content[:end] + b"\n" + content[end:])
+        counts.add(HistoryFile(cut).count)
+        assert HistoryFile(cut).count == len(read_history(cut)), content[:end][-40:]
+    assert len(counts) > 1

@@ -44,7 +44,8 @@ def _count(path: Path) -> int:
     count = 0
     for text in path.read_bytes().split(b"\n") if path.is_file() else ():
         flat = text.startswith(b'{"kind": "step", ') and text.endswith(b"}") and text.count(b"{") == 1
-        line = {} if flat and text.count(b'"') % 2 == 0 else _parsed(text)  # a cut one may end in a name
+        ends = text.count(b'"') % 2 == 0 and b"\\" not in text  # and not in the middle of a name, as a cut one may
+        line = {} if flat and ends else _parsed(text)
         if line is not None:
             count = 1 + (min(_after(line, count), count) if line.get("kind") == "attempt" else count)
     return count

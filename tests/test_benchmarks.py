@@ -59,3 +59,18 @@ def test_shards(quick):
     for models in found.values():
         (rows,) = models.values()
         assert {"plain", "shards=4", "shards=8"} <= set(names(rows))
+
+
+def test_saving(quick):
+    found, _ = quick("saving")
+    (rows,) = found.values()
+    assert [row["row"] for row in rows][::2] == ["torch.save", "checkpoint"]
+    assert all(0.9 < row["size"] < 1.5 for row in rows[2:])
+    assert all(row["told_ms"] > 0 for row in rows[2:])
+
+
+def test_restarting(quick):
+    found, _ = quick("restarting")
+    assert list(found) == ["in order", "shuffled"]
+    for rows in found.values():
+        assert names(rows)[:4] == ["verifying", "loading", "history", "order"]

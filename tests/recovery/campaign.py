@@ -58,9 +58,8 @@ class Campaign:
 
     def undisturbed(self) -> None:
         """Find what has to come out, and how long it takes."""
-        began = time.monotonic()
-        self._complete(self.folder / "undisturbed")
-        self.usual = time.monotonic() - began
+        command = self._complete(self.folder / "undisturbed")
+        self.usual = time.monotonic() - (command.training or command.started)
         self.wanted = outcome(self.folder / "undisturbed", self.processes)
         assert_each_step_once(self.wanted)
 
@@ -81,11 +80,12 @@ class Campaign:
             assert_each_step_once(found)
             shutil.rmtree(folder)
 
-    def _complete(self, folder: Path) -> None:
+    def _complete(self, folder: Path) -> Command:
         command = self.start(folder, self.setup, self.processes)
         codes = command.codes()
         assert not any(codes), f"{codes}\n{command.log()}"
         self._note_start(command)
+        return command
 
     def _strike(self, folder: Path, had: int) -> tuple[int, bool]:
         """Start it, kill it; return how many checkpoints there are, and whether it was done before that."""
@@ -110,9 +110,15 @@ class Campaign:
 
     def _moment(self, command: Command, aim: str) -> Callable[[], bool]:
         """What to wait for."""
+        early = aim == "any" and self.random.random() < 0.2  # while it starts and loads
         after = self.random.uniform(0.0, self.usual * (1.0 if aim == "any" else 0.6))
         seen = {"any": lambda: True, "saving": command.is_saving, "testing": lambda: command.where()[0] == "test"}[aim]
-        return lambda: time.monotonic() - command.started >= after and seen()
+
+        def come() -> bool:
+            began = command.started if early else command.training
+            return began is not None and time.monotonic() - began >= after and command.is_up() and seen()
+
+        return come
 
     def _kill(self, command: Command, folder: Path, aim: str, had: int) -> None:
         time.sleep(self.random.choice((0.0, self.random.uniform(0.0, 0.02))))

@@ -24,15 +24,19 @@ LAUNCHER_GRACE = 30.0  # seconds that torchrun gives the others between SIGTERM 
 _NOT_OURS = ("ACCELERATE", "RANK", "LOCAL_", "WORLD", "MASTER", "SLURM", "TORCHELASTIC")
 
 
+def environment() -> dict[str, str]:
+    """Of a shell in which no launcher has set anything."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_OURS)}
+    return outside | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
 class Nursery:
     """Starts processes by way of `tests.recovery.nursery`, and knows how each ended."""
 
     def __init__(self) -> None:
-        outside = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_OURS)}
-        environment = outside | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "tests.recovery.nursery"]
         self._parent = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self._buffer = b""
         self.codes: dict[int, int] = {}
@@ -77,15 +81,18 @@ class Nursery:
 class Command:
     """One start of the same command, on one or more processes."""
 
-    def __init__(self, nursery: Nursery, folder: Path, processes: int) -> None:
+    def __init__(self, nursery: Nursery | None, folder: Path, processes: int) -> None:
         self.nursery, self.folder, self.processes = nursery, folder, processes
         self.pids: list[int] = []
         self.started = time.monotonic()
         self.locked: float | None = None  # seconds after the start, when that was looked at
+        self.training: float | None = None  # when process 0 had begun to train or to validate
         self._left = set(self._partials())
 
     def look(self) -> None:
-        """Note when this very start got the folder's lock."""
+        """Note when this very start got the folder's lock, and when it was seen to train."""
+        if self.training is None and self.where()[0] in ("train", "test", "done"):
+            self.training = time.monotonic()
         if self.locked is None:
             try:
                 owner = json.loads((self.folder / "run" / "owner.json").read_text())["pid"]
@@ -97,9 +104,13 @@ class Command:
     def pid(self, rank: int) -> int | None:
         return self.pids[rank]
 
+    def is_up(self) -> bool:
+        """Whether every process is there, and can be killed."""
+        return all(self.pid(rank) for rank in range(self.processes))
+
     def where(self, rank: int = 0) -> tuple[str, int]:
         """What a process was doing last, and at which step."""
-        return _where(self.folder, rank)[:2]
+        return where_of(self.folder, rank)[:2]
 
     def is_saving(self) -> bool:
         return any(name not in self._left for name in self._partials())
@@ -154,7 +165,7 @@ class Command:
         return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-4000:]}" for path in logs)
 
 
-def _where(folder: Path, rank: int) -> tuple[str, int, int]:
+def where_of(folder: Path, rank: int) -> tuple[str, int, int]:
     try:
         word, step, pid = (folder / f"where-{rank}").read_text().split()
     except (OSError, ValueError):

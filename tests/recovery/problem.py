@@ -93,7 +93,9 @@ class Recorded(Trainer):
 
 def _say(folder: Path, rank: int, where: str, step: int) -> None:
     """Where this process is, for those who look from outside."""
-    Path(folder, f"where-{rank}").write_text(f"{where} {step} {os.getpid()}")
+    file = os.open(folder / f"where-{rank}", os.O_WRONLY | os.O_CREAT, 0o644)
+    os.write(file, f"{where} {step} {os.getpid()}".ljust(40).encode())  # at once, as it is read meanwhile
+    os.close(file)
 
 
 def _seen(mishap: dict, save_path: Path) -> bool:

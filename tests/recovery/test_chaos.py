@@ -11,12 +11,12 @@ from tests.recovery.harness import start
 
 # CHAOS_SEED=N takes the moments of an earlier run again, as far as a clock lets one.
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
-EARLY = {"patience": 4, "epochs": 8}
+EARLY = {"samples": 40, "patience": 2, "epochs": 8}  # the early stop comes after 25 steps
 PLATEAU = EARLY | {"schedule": "plateau"}
 STORMS = {
     "alone": (1, 12, EARLY),
     "alone, saving in the loop": (1, 8, PLATEAU | {"save_async": False, "save_format": "ckpt"}),
-    "alone, with workers": (1, 2, EARLY | {"workers": 2, "epochs": 4}),
+    "alone, with workers": (1, 2, EARLY | {"workers": 2}),
     "two": (2, 6, PLATEAU),
     "two, saving in the loop": (2, 4, EARLY | {"save_async": False, "save_every": "3st"}),
 }

@@ -15,6 +15,8 @@ from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_
 from .contents import listed, put_whole, with_twins
 from .processes import Processes
 
+_MEMORY = ("calls", "_mine", "_at_an_end", "_after", "_from", "_begins", "_best")
+
 
 class TakingUp:
     """Finds and loads the checkpoints of one run folder.
@@ -51,6 +53,15 @@ class TakingUp:
         """The trainer's: in a worker of a session they are others than when the trainer was made."""
         processes: Processes = self.trainer._processes
         return processes
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the next call of `run` has to know, as plain values; to be set in another process."""
+        return {name: getattr(self, name) for name in _MEMORY}
+
+    @memory.setter
+    def memory(self, values: dict[str, Any]) -> None:
+        vars(self).update(values)
 
     def refuse_foreign(self) -> None:
         """Refuse to begin a run in the folder of another one."""

@@ -235,6 +235,36 @@ def test_in_a_session_workers_train_and_everything_comes_back(tmp_path):
     assert err.index("WorkerError: process 1 of 2 failed") < err.rindex("FloatingPointError: broken here")
 
 
+KEPT = """
+import json
+from tests.helpers import *
+from zae_engine.trainer.addons import MultiGPUAddon, StateManagerAddon
+
+def build(*order):
+    return make(PlainTrainer.add_on(*order), device=["cpu", "cpu"], save_path="kept", seed=0)
+
+build(MultiGPUAddon, StateManagerAddon).run(1, loader())
+
+trainer = build(StateManagerAddon, MultiGPUAddon)
+def steps(*args, **options):
+    _ = trainer.run(*args, **options)
+    print(json.dumps(trainer.progress_checker.get_step() - 1))
+
+steps(1, loader(), resume="auto")
+steps(1, loader(), resume="auto")
+steps(1, loader())
+trainer = build(StateManagerAddon, MultiGPUAddon)
+steps(1, loader(), resume="auto")
+"""
+
+
+def test_a_session_knows_what_its_workers_have_saved(tmp_path):
+    ((_, out, err),) = finish(session(tmp_path, KEPT, cwd=tmp_path))
+    assert [json.loads(line) for line in out.split()] == [6, 12, 18, 18], err
+    assert err.count("add_on(StateManagerAddon, MultiGPUAddon)") == 1
+    assert len(list((tmp_path / "kept" / "checkpoints").iterdir())) == 2
+
+
 SLOW = """
 from tests.helpers import *
 from zae_engine.trainer.addons import MultiGPUAddon

@@ -37,6 +37,7 @@ _LEFT = (
     "_speed",
     "_stop_reason",
     "_wish",
+    "_kept",  # StateManagerAddon's
 )
 
 
@@ -181,7 +182,7 @@ def _outcome(trainer: Any) -> dict[str, Any]:
         "generators": [generator.get_state() for generator in _generators(trainer)],
         "trainer": trainer.state_dict(),
         "rows": trainer.history.rows,
-        "left": {name: getattr(trainer, name) for name in _LEFT},
+        "left": {name: getattr(trainer, name) for name in _LEFT if hasattr(trainer, name)},
         "logs": [_portable(trainer.log_train), _portable(trainer.log_test)],
     }
 
@@ -198,7 +199,8 @@ def _put_back(trainer: Any, outcome: dict[str, Any]) -> None:
         generator.set_state(state)
     trainer.load_state_dict(outcome["trainer"])
     trainer.history.rows[:] = outcome["rows"]
-    vars(trainer).update(outcome["left"])
+    for name, value in outcome["left"].items():
+        setattr(trainer, name, value)
     _fill([trainer.log_train, trainer.log_test], outcome["logs"])
 
 

@@ -171,6 +171,15 @@ class StateManagerAddon(AddOnBase):
                 self._keeps = self._leaves = False
                 self._called = None
 
+    @property
+    def _kept(self) -> dict[str, Any]:
+        """What a session has to know of the calls of `run` that its workers made."""
+        return self._keeper.memory
+
+    @_kept.setter
+    def _kept(self, values: dict[str, Any]) -> None:
+        self._keeper.memory = values
+
     def _call_away(self, reason: str) -> None:
         self._called = self._called or reason
 

@@ -14,11 +14,11 @@ SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 EARLY = {"samples": 40, "patience": 2, "epochs": 8}  # the early stop comes after 25 steps
 PLATEAU = EARLY | {"schedule": "plateau"}
 STORMS = {
-    "alone": (1, 12, EARLY),
+    "alone": (1, 14, EARLY),
     "alone, saving in the loop": (1, 8, PLATEAU | {"save_async": False, "save_format": "ckpt"}),
     "alone, with workers": (1, 2, EARLY | {"workers": 2}),
-    "two": (2, 6, PLATEAU),
-    "two, saving in the loop": (2, 4, EARLY | {"save_async": False, "save_every": "3st"}),
+    "two": (2, 4, PLATEAU),
+    "two, saving in the loop": (2, 3, EARLY | {"save_async": False, "save_every": "3st"}),
 }
 
 

@@ -59,7 +59,7 @@ class Campaign:
     def undisturbed(self) -> None:
         """Find what has to come out, and how long it takes."""
         command = self._complete(self.folder / "undisturbed")
-        self.usual = time.monotonic() - (command.training or command.started)
+        self.usual = (command.done or time.monotonic()) - (command.training or command.started)
         self.wanted = outcome(self.folder / "undisturbed", self.processes)
         assert_each_step_once(self.wanted)
 

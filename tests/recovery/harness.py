@@ -87,12 +87,15 @@ class Command:
         self.started = time.monotonic()
         self.locked: float | None = None  # seconds after the start, when that was looked at
         self.training: float | None = None  # when process 0 had begun to train or to validate
+        self.done: float | None = None  # when it had ended the run
         self._left = set(self._partials())
 
     def look(self) -> None:
         """Note when this very start got the folder's lock, and when it was seen to train."""
         if self.training is None and self.where()[0] in ("train", "test", "done"):
             self.training = time.monotonic()
+        if self.done is None and self.where()[0] == "done":
+            self.done = time.monotonic()
         if self.locked is None:
             try:
                 owner = json.loads((self.folder / "run" / "owner.json").read_text())["pid"]

@@ -204,6 +204,7 @@ def test_a_full_disk(nursery, tmp_path, undisturbed, processes):
     assert command.codes() == [0] * processes, command.log()
     assert command.log().count("a checkpoint could not be written") >= 1
     assert f"The last good one: {tmp_path}/run/checkpoints/000002-step-4" in command.log()
+    assert "none of this attempt" not in command.log()  # process 1 does not know, and says nothing
     assert partials(tmp_path) == []
     assert_goes_on(nursery, tmp_path, undisturbed(setup, processes), setup, processes)
 

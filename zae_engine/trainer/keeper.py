@@ -294,9 +294,9 @@ class Keeper(TakingUp):
         if failure is None:
             return
         self._best_weights = None  # they are nowhere, then
-        last = self._saver.committed or "none of this attempt"
         self._saver_failed = f"{FAILED}{failure}"
-        warnings.warn(f"{FAILED}{failure} The last good one: {last}", stacklevel=4)
+        last = f" The last good one: {self._saver.committed or 'none of this attempt'}" if self._processes.first else ""
+        warnings.warn(f"{FAILED}{failure}{last}", stacklevel=4)
         if self.required:
             self.trainer._called = self._saver_failed
 

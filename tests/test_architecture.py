@@ -45,7 +45,7 @@ LAYERS = [
     },
     {"pieces", "states"},
     {"sharded", "deepspeed"},
-    {"seeded", "agreement", "evaluation", "metrics", "held_state"},
+    {"seeded", "agreement", "evaluation", "metrics", "layout", "held_state"},
     {"sampling", "history", "plots", "resume_trace"},
     {"window", "signals", "history_file", "fingerprint", "run_file"},
     {"plan", "gathering"},

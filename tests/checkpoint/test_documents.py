@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zae_engine.checkpoint.documents import digest, read_document, read_tensors, write_document, write_tensors
+from zae_engine.checkpoint.disk import digest
+from zae_engine.checkpoint.documents import read_document, read_tensors, write_document, write_tensors
 from zae_engine.checkpoint.errors import CheckpointError
 
 SUFFIXES = [".safetensors", ".ckpt"]

@@ -13,8 +13,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from zae_engine.trainer.layout import Layout
 from zae_engine.trainer.plan import BatchPlan, named
-from zae_engine.trainer.sampling import Layout, in_dataset_order
+from zae_engine.trainer.sampling import in_dataset_order
 from zae_engine.trainer.window import Micro
 
 

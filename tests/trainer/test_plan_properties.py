@@ -25,8 +25,8 @@ from torch.utils.data import (
 )
 
 from zae_engine.trainer.batch import even_edges
+from zae_engine.trainer.layout import Layout, Start
 from zae_engine.trainer.plan import BatchPlan
-from zae_engine.trainer.sampling import Layout, Start
 
 properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

@@ -20,10 +20,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from zae_engine.trainer.layout import Layout, Start
 from zae_engine.trainer.sampling import (
-    Layout,
     Shares,
-    Start,
     _permuted,
     agree_on_generators,
     check_shared,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from zae_engine.trainer.layout import Layout
 from zae_engine.trainer.plan import BatchPlan
-from zae_engine.trainer.sampling import Layout
 from zae_engine.trainer.seeded import Ids, SeededSamples, draws_nothing
 from zae_engine.trainer.seeding import OwnStreams, mix, seed_host
 

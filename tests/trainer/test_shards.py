@@ -15,8 +15,8 @@ from torch import nn
 
 from tests.trainer.test_plan_properties import in_threads
 from zae_engine.trainer.batch import fingerprint, join, slices
+from zae_engine.trainer.layout import Layout
 from zae_engine.trainer.plan import BatchPlan
-from zae_engine.trainer.sampling import Layout
 from zae_engine.trainer.shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)

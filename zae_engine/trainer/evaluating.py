@@ -17,9 +17,10 @@ from .batch import map_nest, place, snapshot, to_cpu
 from .evaluation import evaluation
 from .gathering import joined
 from .history import Sums, pooled, with_metrics
+from .layout import Start
 from .placing import Placing
 from .plan import BatchPlan
-from .sampling import Start, in_dataset_order
+from .sampling import in_dataset_order
 from .schedule import Interval
 from .seeding import generators_kept, set_streams
 from .verify import Verification, verify

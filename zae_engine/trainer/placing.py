@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from . import checks
 from .agreement import refuse_different
 from .device import Device, make_accelerator
+from .layout import Layout
 from .metrics import Measures
 from .processes import Processes, is_sharded
 from .records import Records
-from .sampling import Layout
 from .shards import check_divides
 from .update import StepModule, evaluation_of, forward_of, prepare, with_synced_batchnorm
 

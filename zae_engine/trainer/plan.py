@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from .batch import count_samples, cut, fingerprint, slices
+from .layout import Layout, Share, Start, ids_hash, nothing
 from .processes import Processes
-from .sampling import Layout, Share, Start, agree_on_generators, ids_hash, is_known, nothing, shared_copy
+from .sampling import agree_on_generators, is_known, shared_copy
 from .seeded import draws_nothing
 from .seeding import OwnStreams, draw_seed, generators_of
 from .window import Counting, Micro, Window
@@ -63,7 +64,7 @@ class BatchPlan:
         self._processes = processes if processes is not None and processes.count > 1 else None
         self._counts = processes
         self._seeded, self._key, self._first_epoch, self._keeps_ids = seeded, key, first_epoch, keeps_ids
-        self._ids: list[Any] = []
+        self._ids: Sequence[list[Any]] = ()
         self._share: Share | None = None
         self._counting = Counting()
 

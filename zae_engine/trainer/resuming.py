@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from .agreement import Agreement, Wish
+from .agreement import NOTHING, Agreement, Wish
 from .evaluating import Evaluating
 from .gathering import log_state, restore_log
+from .layout import Start
 from .plan import BatchPlan, named
 from .progress import SilentBar
-from .sampling import Start
 from .schedule import Budget, Interval
 from .seeding import generators_of, put_streams, set_streams, streams_of
 
@@ -117,6 +117,8 @@ class Resuming(Evaluating):
     def _own_wish(self) -> Wish:
         """Why this process wants the run to end, or cannot go on."""
         late = self._budget.late()
+        if not (late or self._wish or self._called):
+            return NOTHING
         if late and self._leaves and self._budget.bounded:  # it is this job's time that is over, not the run's
             return Wish(self._wish, self._called or late)
         return Wish(self._wish or late, self._called)

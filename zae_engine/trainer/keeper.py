@@ -68,6 +68,7 @@ class Keeper(TakingUp):
         self._saver: Saver | None = None
         self._saver_failed: str | None = None
         self._serial, self._due, self._writing = 0, False, False
+        self._unnamed = 0.0  # seconds that the training has waited since the last row
 
     # ------------------------------------------------------------------ one run
 
@@ -203,6 +204,7 @@ class Keeper(TakingUp):
         if complete or self._due or trainer._save_due or (every.unit == "ep" and epochs % every.count == 0):
             self.save(complete)
         else:
+            self._account()
             self._append(self._lines.take(opened=False))
 
     def _append(self, lines: list[Line]) -> None:
@@ -238,10 +240,16 @@ class Keeper(TakingUp):
         saver.save(contents)
         blocked = time.perf_counter() - start
         saver.blocked += blocked
-        if trainer.history.rows:
-            row = trainer.history.rows[-1]
-            row["saving"] = (row.get("saving") or 0.0) + blocked
+        self._unnamed += blocked
+        self._account()
         return name
+
+    def _account(self) -> None:
+        """Put the seconds that the training has waited into the row of this step, if there is one."""
+        rows = self.trainer.history.rows
+        if rows and rows[-1]["step"] == self.trainer.progress_checker.get_step() - 1:
+            rows[-1]["saving"] = (rows[-1].get("saving") or 0.0) + self._unnamed
+            self._unnamed = 0.0
 
     def _summary(self, complete: bool) -> dict[str, Any]:
         trainer = self.trainer
@@ -274,7 +282,7 @@ class Keeper(TakingUp):
             whole = whole_model(self.trainer.model) if spread else None
             if self._processes.first and (spread or not now):
                 best = whole or buffer["weight"][-1]
-                contents.weights[stem] = {k: v for k, v in best.items() if isinstance(v, Tensor)}
+                contents.private[stem] = {k: v for k, v in best.items() if isinstance(v, Tensor)}
             contents.is_best = True
             self._best_weights = buffer["weight"][-1]
             self._best = {"epoch": buffer["epoch"][-1], "serial": self._serial, "file": stem}

@@ -23,6 +23,7 @@ from ..checkpoint.snapshot import Snapshot
 from .history_file import HistoryFile, Line
 from .processes import Processes
 
+Weights = Mapping[str, Mapping[str, Tensor]]
 MODEL, BEST, STATE = "model", "best", "state"
 _PATIENCE = 600.0  # seconds that process 0 waits for the files of the others
 
@@ -42,8 +43,8 @@ class Contents:
         For the manifest: ``serial``, ``step`` and more.
     documents : dict
         Nests of plain values, arrays and tensors by stem.
-    weights : dict
-        Tensors by stem, for files that hold nothing else.
+    weights, private : dict
+        Tensors by stem, for files that hold nothing else; private ones change no more, and need no copy.
     sharded : Shards, optional
         What this process holds of a sharded training.
     together : callable, optional
@@ -57,6 +58,7 @@ class Contents:
     summary: dict[str, Any]
     documents: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    private: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     sharded: Any = None
     together: Callable[[Path], list[str]] | None = None
     lines: list[Line] = field(default_factory=list)
@@ -167,9 +169,10 @@ class Saver:
         if contents.sharded is not None:
             contents.sharded.tensors = self._snapshots["sharded"].take(contents.sharded.tensors)
         files = {stem: (values, _of(stem, copies)) for stem, values in documents.items()}
-        return partial(self._write, contents, files, {stem: _of(stem, copied) for stem in contents.weights})
+        of_weights = {stem: _of(stem, copied) for stem in contents.weights} | contents.private
+        return partial(self._write, contents, files, of_weights)
 
-    def _write(self, contents: Contents, documents: dict[str, Any], weights: dict[str, dict[str, Tensor]]) -> None:
+    def _write(self, contents: Contents, documents: dict[str, Any], weights: Weights) -> None:
         name = name_of(contents.summary["serial"], contents.summary["step"])
         commit = Commit(self.folder / FOLDER, name, self._token, self._processes.index, self._processes.count)
         if self._history is not None:
@@ -190,9 +193,7 @@ class Saver:
             self._publish(next(path / f"{stem}{self.suffix}" for stem in (BEST, MODEL) if stem in weights))
         self._problems += retain(self.folder / FOLDER, *self._keep)
 
-    def _files(
-        self, contents: Contents, documents: dict[str, Any], weights: dict[str, dict[str, Tensor]], folder: Path
-    ) -> list[str]:
+    def _files(self, contents: Contents, documents: dict[str, Any], weights: Weights, folder: Path) -> list[str]:
         names = []
         for stem, (values, tensors) in documents.items():
             names += write_packed(folder, stem, values, tensors, self.suffix)

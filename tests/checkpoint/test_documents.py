@@ -7,7 +7,6 @@ import pickle
 import resource
 import struct
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -239,14 +238,12 @@ def test_digest(tmp_path):
 
 
 def test_a_loop_beside_the_writing_goes_on(tmp_path):
-    """Neither writing nor hashing keeps the interpreter: of 200 MB measured 1 ms at most; to bytes first, 124 ms."""
+    """Neither writing nor hashing keeps the interpreter: turned into bytes first, few turns of the loop would fit in."""
     path, tensors = tmp_path / "x.safetensors", {str(i): torch.ones(1 << 23) for i in range(2)}
     thread = threading.Thread(target=lambda: (write_tensors(path, tensors), digest(path)))
-    pauses = []
+    turns = 0
     thread.start()
     while thread.is_alive():
-        started = time.perf_counter()
+        turns += 1
         sum(range(1000))
-        pauses.append(time.perf_counter() - started)
-    assert len(pauses) > 100
-    assert sum(pause for pause in pauses if pause > 0.02) < 0.5 * sum(pauses)  # the machine may have others to serve
+    assert turns > 100

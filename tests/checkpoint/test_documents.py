@@ -238,7 +238,7 @@ def test_digest(tmp_path):
 
 
 def test_a_loop_beside_the_writing_goes_on(tmp_path):
-    """Neither writing nor hashing keeps the interpreter: turned into bytes first, few turns of the loop would fit in."""
+    """Neither writing nor hashing keeps the interpreter: turned into bytes first, few turns would fit in."""
     path, tensors = tmp_path / "x.safetensors", {str(i): torch.ones(1 << 23) for i in range(2)}
     thread = threading.Thread(target=lambda: (write_tensors(path, tensors), digest(path)))
     turns = 0

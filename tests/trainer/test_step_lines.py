@@ -19,7 +19,7 @@ class Lined(PlainTrainer):
         return history
 
     def _take(self, opened):
-        self.taken += self.lines.take(opened)
+        self.taken += self.lines.take(self, opened)
         self.lines.written()
 
     def _at_rest(self):
@@ -62,6 +62,6 @@ def test_lines_that_were_not_handed_over_come_again():
     trainer = make(Lined)
     trainer.run(1, loader())
     again = StepLines(trainer, True)
-    assert len(again.take(False)) == len(again.take(False)) == 1
+    assert len(again.take(trainer, False)) == len(again.take(trainer, False)) == 1
     again.written()
-    assert again.take(False) == []
+    assert again.take(trainer, False) == []

@@ -88,6 +88,7 @@ class BatchPlan:
             self.start.call()  # of an epoch of which nothing is left
         finally:
             self._share = None
+            self.start.began = None  # the loader keeps its copy, which must not keep the trainer
 
     def _batches(self) -> Iterator[Any]:
         loader = self.loader

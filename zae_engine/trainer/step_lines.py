@@ -22,14 +22,13 @@ class StepLines:
     """
 
     def __init__(self, trainer: Any, begins: bool) -> None:
-        self._trainer = trainer
         self._step = trainer.progress_checker.get_step() - 1  # the last step that has its line
         self._rows: list[Line] = [] if begins else [dict(row) for row in trainer.history.rows]
         self._waiting: list[Line] = []
 
-    def take(self, opened: bool) -> list[Line]:
+    def take(self, trainer: Any, opened: bool) -> list[Line]:
         """Collect; return all lines that wait. Every process calls it, process 0 gets the lines."""
-        trainer, log = self._trainer, self._trainer.log_train
+        log = trainer.log_train
         done = trainer.progress_checker.get_step() - 1
         parts = log.parts(everything=False)
         first = done - parts["batches"] + 1  # the step of the epoch's first batch
@@ -44,7 +43,7 @@ class StepLines:
             for place, value in zip(series.places, series.values, strict=True):
                 head: Line = {"kind": "step", "step": first + place, "epoch": epoch}
                 steps.setdefault(place, head)[key] = value
-        self._waiting += [steps[place] for place in sorted(steps)] + self._new_rows()
+        self._waiting += [steps[place] for place in sorted(steps)] + self._new_rows(trainer)
         self._step = done
         return list(self._waiting)
 
@@ -52,8 +51,8 @@ class StepLines:
         """The lines have been handed over."""
         self._waiting = []
 
-    def _new_rows(self) -> list[Line]:
-        rows = [dict(row) for row in self._trainer.history.rows]
+    def _new_rows(self, trainer: Any) -> list[Line]:
+        rows = [dict(row) for row in trainer.history.rows]
         known, self._rows = self._rows, rows
         return [{"kind": "row", "number": i, **row} for i, row in enumerate(rows)
                 if i >= len(known) or _facts(known[i]) != _facts(row)]  # fmt: skip

@@ -6,6 +6,7 @@ The trainer is passed as Any, since its module is above this one.
 from __future__ import annotations
 
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class TakingUp:
     """
 
     def __init__(self, trainer: Any, folder: Path) -> None:
-        self.trainer, self.folder = trainer, folder
+        self._trainer, self.folder = weakref.ref(trainer), folder
         self.facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         self.calls = 0
         self._mine = False  # whether what is in the folder comes from this trainer
@@ -47,6 +48,12 @@ class TakingUp:
         self._from: str | None = None
         self._at_an_end = False  # whether the end of the last call was loaded, and nothing since
         self._begins = True  # whether the history file has nothing of this run yet
+        self._broken = False  # whether the last call broke off, so that the trainer stands where no checkpoint does
+
+    @property
+    def trainer(self) -> Any:
+        """Whose run it is. Held weakly, since the trainer holds this; so its memory is free when nobody uses it."""
+        return self._trainer()
 
     @property
     def _processes(self) -> Processes:
@@ -84,7 +91,7 @@ class TakingUp:
     def has_done(self, call: int) -> bool:
         """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""
         own = self._mine and self._after is None
-        return (own or self._at_an_end) and call < self.calls
+        return not self._broken and (own or self._at_an_end) and call < self.calls
 
     def has_loaded_its_end(self) -> None:
         """Count a call of `run` whose end, as it was left, is what was loaded: the next call begins from there."""
@@ -99,12 +106,13 @@ class TakingUp:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Give the trainer a checkpoint's state; return the document of process 0."""
-        self._at_an_end = False
+        self._at_an_end, self._mine = False, False  # also when it is put in partly only
         state = put_whole(self.trainer, checkpoint)
+        self._broken = False
         self._best, self._best_weights, self._monitored = state["best"], None, None
         inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
         self._after = checkpoint.manifest.get("history", 0) if inside else 0
-        self._from, self._mine = str(checkpoint.path.name if inside else checkpoint.path), False
+        self._from = str(checkpoint.path.name if inside else checkpoint.path)
         self._begins = not inside
         self._load_best(checkpoint, inside, state["best_extra"])
         return state

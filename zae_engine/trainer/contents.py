@@ -10,6 +10,7 @@ from typing import Any
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from ..checkpoint.codec import pack
 from ..checkpoint.deepspeed import load_engine, save_engine
 from ..checkpoint.documents import SUFFIXES, read_document, read_tensors
 from ..checkpoint.errors import CheckpointError
@@ -44,6 +45,12 @@ def whole_of(trainer: Any, contents: Contents) -> None:
         "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler is not None else None,
         "extra": {k: v for k, v in model.items() if not isinstance(v, Tensor)},
     }
+
+
+def check_savable(trainer: Any) -> None:
+    """Refuse, before anything is trained, what no checkpoint can hold of the add-ons, the user and the scheduler."""
+    pack(trainer.state_dict(), "stack")
+    pack(_scheduler_state(trainer.scheduler), "scheduler")
 
 
 def best_extra(trainer: Any) -> Nest:

@@ -21,7 +21,7 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, committed, next_serial
 from ..checkpoint.lock import RunLock
 from ..checkpoint.sharded import whole_model
-from .contents import best_extra, whole_of
+from .contents import best_extra, check_savable, whole_of
 from .history_file import HistoryFile, Line
 from .processes import is_sharded
 from .run_file import note_attempt
@@ -85,7 +85,7 @@ class Keeper(TakingUp):
 
     @contextmanager
     def running(self, counts: bool = True) -> Iterator[None]:
-        """Inside, the trainer runs and saves; at the end, all that was saved is written.
+        """Inside, the trainer runs and saves; the last thing there is `finish`.
 
         Parameters
         ----------
@@ -95,9 +95,10 @@ class Keeper(TakingUp):
         try:
             self._open()
             yield
-            self._finish()
-            self.calls += counts
+            if counts:
+                self.calls, self._broken = self.calls + 1, False
         except BaseException as error:
+            self._broken |= counts
             self._break_off(error)
             raise
         finally:
@@ -117,6 +118,7 @@ class Keeper(TakingUp):
             warnings.warn(sentence, stacklevel=8)
 
     def _open(self) -> None:
+        self._processes.on_first(lambda: check_savable(self.trainer))
         token = f"{time.time_ns():x}-{os.getpid()}"
         serial, token = self._processes.on_first(lambda: (next_serial(self.folder / FOLDER), token))
         self._serial = serial
@@ -153,7 +155,14 @@ class Keeper(TakingUp):
                 " give one on a file system that all machines share, as an absolute path"
             )
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Wait until all that was saved is written, on every process.
+
+        Raises
+        ------
+        CheckpointError
+            When it was not, and has to be.
+        """
         assert self._saver is not None  # while it runs
         self._saver.wait()
         self._report()
@@ -165,8 +174,9 @@ class Keeper(TakingUp):
         """The run ends by an error: let what is being written end, and say where the run can be taken up."""
         if self._saver is None:
             return
-        alone, at_once = self._processes.count == 1, isinstance(error, KeyboardInterrupt)
-        self._saver.wait(0 if at_once else None if alone else _A_WHILE)
+        if isinstance(error, KeyboardInterrupt):  # what is on its way ends soon, and none writes beside the next run
+            self._saver.give_up()
+        self._saver.wait(None if self._processes.count == 1 else _A_WHILE)
         self._saver.give_up()
         if isinstance(error, Exception) and self._processes.first:
             self._saver.wait(_A_WHILE)
@@ -205,7 +215,7 @@ class Keeper(TakingUp):
             self.save(complete)
         else:
             self._account()
-            self._append(self._lines.take(opened=False))
+            self._append(self._lines.take(trainer, opened=False))
 
     def _append(self, lines: list[Line]) -> None:
         """Let the history have the lines of an epoch that goes unsaved; while the thread is busy, they wait."""
@@ -224,13 +234,14 @@ class Keeper(TakingUp):
         self._due = trainer._save_due = False
         if trainer._saving is not None:
             trainer._saving.restart()
-        contents = Contents(self._summary(complete))
+        begun = trainer._keeps or self._broken  # or save_state() was called between two calls of `run`
+        contents = Contents(self._summary(complete, self.calls - (complete and not begun)))
         self._put_best(contents)
         whole_of(trainer, contents)
         if self._processes.first:
-            contents.documents[STATE] |= {"call": self.calls, "complete": complete, "best": self._best,
-                                          "best_extra": best_extra(trainer)}  # fmt: skip
-        lines = self._lines.take(opened=trainer._open is not None)
+            contents.documents[STATE] |= {"call": contents.summary["call"], "begun": begun, "complete": complete,
+                                          "best": self._best, "best_extra": best_extra(trainer)}  # fmt: skip
+        lines = self._lines.take(trainer, opened=trainer._open is not None)
         name = f"{self._serial:06d}-step-{contents.summary['step']}"
         contents.lines = [*lines, {"kind": "checkpoint", "step": contents.summary["step"], "name": name,
                                    "blocked": saver.blocked, "time": time.time()}]  # fmt: skip
@@ -251,7 +262,7 @@ class Keeper(TakingUp):
             rows[-1]["saving"] = (rows[-1].get("saving") or 0.0) + self._unnamed
             self._unnamed = 0.0
 
-    def _summary(self, complete: bool) -> dict[str, Any]:
+    def _summary(self, complete: bool, call: int) -> dict[str, Any]:
         trainer = self.trainer
         step, epoch = trainer.progress_checker.get_step() - 1, trainer.progress_checker.get_epoch() - 1
         rows = trainer.history.rows
@@ -263,7 +274,7 @@ class Keeper(TakingUp):
             "batch": trainer._open.plan.position if trainer._open else 0,
             "metrics": metrics if rows and rows[-1]["step"] == step else {},
             "complete": complete,
-            "call": self.calls,
+            "call": call,
             "settings": self.facts[0],
             "circumstances": self.facts[1],
             "seed": trainer.seed,
@@ -314,6 +325,7 @@ class Keeper(TakingUp):
             raise CheckpointError(reason)
         name = self.save()
         assert self._saver is not None  # while it runs
+        self._saver_failed = None  # of one before
         self._saver.wait()
         self._report()
         failed = next(filter(None, self._processes.gather(self._saver_failed)), None)

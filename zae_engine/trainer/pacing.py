@@ -9,7 +9,7 @@ from typing import Any
 from .banner import epoch_line
 from .history import pooled
 from .progress import SilentBar
-from .resuming import CalledAway, Resuming
+from .resuming import CalledAway, Resuming, _put_generators, _states
 from .schedule import step_scheduler
 
 
@@ -65,9 +65,15 @@ class Pacing(Resuming):
 
     def _tested_now(self, **kwargs: Any) -> bool:
         """Validate; when the processes are called away meanwhile, that is where the training leaves."""
+        losses, log = len(self.log_test.losses), self.log_test
+        generators = {name: _states(loader) for name, loader in self._valid_sets.items()}
         try:
             return self._validate(**kwargs)
-        except CalledAway as call:
+        except CalledAway as call:  # it is begun again from the same order, and each of its losses counts once
+            for name, states in generators.items():
+                _put_generators(self._valid_sets.get(name), states)
+            log.clear()
+            del log.losses[losses:]
             self._leave(str(call))
 
     def _end_epoch(self, epoch: int, **kwargs: Any) -> str:

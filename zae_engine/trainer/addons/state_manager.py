@@ -73,6 +73,7 @@ class StateManagerAddon(AddOnBase):
     _plan: Callable[..., Any]
     _finish_call: Callable[[], None]
     _open: Any
+    _resumed: Any
     log_bar: bool
     seed: int
     seed_was_given: bool
@@ -167,6 +168,7 @@ class StateManagerAddon(AddOnBase):
             self._keeps = self._leaves = True
             try:
                 yield
+                self._keeper.finish()  # here, since a signal must not end the process while the run's end is written
             finally:
                 self._keeps = self._leaves = False
                 self._called = None
@@ -224,7 +226,8 @@ class StateManagerAddon(AddOnBase):
             raise CheckpointError("the last run broke off within an epoch; load_state('last') goes back first")
         self._note_settings()
         with self._keeper.holding(), self._keeper.running(counts=False):
-            name = self._keeper.save()
+            name = self._keeper.save(complete=self._keeper.calls > 0 and self._resumed is None)
+            self._keeper.finish()
         return self.save_path / FOLDER / name
 
     def load_state(self, which: str | os.PathLike[str] = "last") -> Path:
@@ -245,8 +248,10 @@ class StateManagerAddon(AddOnBase):
         Raises
         ------
         CheckpointError
-            When there is none, it is damaged, or does not fit this trainer.
+            When there is none, it is damaged, or does not fit this trainer; and within a run.
         """
+        if self._keeps:
+            raise CheckpointError("load_state() cannot go back within a run; stop('...') ends it, then call it")
         self._note_settings()
         found = self._keeper.find(which if which in ("last", "best") else Path(which))
         if found is None:
@@ -345,6 +350,8 @@ class StateManagerAddon(AddOnBase):
         """Whether this call of `run` was brought to its end before; if it was interrupted, it is to be finished."""
         if self._keeper.calls != state["call"]:
             return bool(self._keeper.calls < state["call"])
+        if not state["begun"] and not state["complete"]:  # save_state() has saved it between two calls
+            return False
         position = state["position"]
         self._budget = budget = Budget(read_limits(n_epoch, **limits, mode="train"), *position["began"])
         epochs, steps = self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1

@@ -1,0 +1,186 @@
+"""What a process, or the next one, does after a call of `run` that ended somehow."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import PlainTrainer, assert_equal, loader, make, weights
+from tests.trainer.addons.resumed import first_difference, outcome
+from zae_engine.checkpoint.errors import CheckpointError
+from zae_engine.checkpoint.folder import committed
+from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer.history_file import read_history
+from zae_engine.trainer.signals import Interrupted
+
+
+class Disturbed(PlainTrainer):
+    """Does something once, at one step of the training, or at one batch of the evaluation."""
+
+    at, tests_at, tested = -1, -1, 0
+
+    def disturb(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def train_step(self, batch):
+        if self.progress_checker.get_step() == self.at:
+            self.at = -1
+            self.disturb()
+        return super().train_step(batch)
+
+    def test_step(self, batch):
+        self.tested += 1
+        if self.tested == self.tests_at:
+            self.disturb()
+        return super().train_step(batch)
+
+
+class Failing(Disturbed):
+    error = RuntimeError
+
+    def disturb(self):
+        raise self.error
+
+
+class Loading(Disturbed):
+    def disturb(self):
+        self.load_state("last")
+
+
+class Unsavable(PlainTrainer):
+    def state_dict(self):
+        return {**super().state_dict(), "Unsavable": {"thing": object()}}
+
+
+class Unwritable(Disturbed):
+    """For some steps, the checkpoints have no folder."""
+
+    def train_step(self, batch):
+        step, folder = self.progress_checker.get_step(), self.save_path / "checkpoints"
+        if step == 2:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.write_text("no folder")
+        if step == 4:
+            self._keeper._saver.wait()
+            folder.unlink()
+        return super().train_step(batch)
+
+
+class Heavy(PlainTrainer):
+    """Writing takes much longer than training."""
+
+    def train_step(self, batch):
+        x, y = batch
+        return {"loss": nn.functional.cross_entropy(self.model[0](x), y)}
+
+
+def managed(folder, kind=PlainTrainer, **options):
+    return make(kind.add_on(StateManagerAddon), save_path=folder, **options)
+
+
+def steps_of(folder):
+    return [line["step"] for line in read_history(folder) if line["kind"] == "step"]
+
+
+def test_save_state_between_two_calls_is_no_call(tmp_path):
+    trainer, plain = managed(tmp_path / "run"), make()
+    for epochs in (2, 1):
+        trainer.run(epochs, loader(), resume="auto")
+        trainer.save_state()
+        plain.run(epochs, loader())
+    assert_equal(weights(trainer.model), weights(plain.model))
+    assert steps_of(tmp_path / "run") == list(range(1, 19))
+
+
+def test_more_epochs_of_a_run_that_save_state_followed(tmp_path):
+    trainer = managed(tmp_path / "run")
+    trainer.run(1, loader(), resume="auto")
+    trainer.save_state()
+    again, plain = managed(tmp_path / "run"), make()
+    again.run(3, loader(), resume="auto")
+    plain.run(3, loader())
+    assert_equal(weights(again.model), weights(plain.model))
+
+
+def test_what_was_loaded_and_saved_begins_a_call(tmp_path):
+    managed(tmp_path / "one").run(2, loader())
+    trainer = managed(tmp_path / "other")
+    trainer.load_state(tmp_path / "one")
+    trainer.save_state()
+    trainer.run(1, loader(), resume="auto")
+    assert trainer.progress_checker.get_epoch() - 1 == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_call_that_broke_off_before_a_save_is_not_gone_on_with_where_it_stands(tmp_path, error):
+    trainer, plain = managed(tmp_path / "run", Failing), make()
+    trainer.run(1, loader(), resume="auto")
+    trainer.at, trainer.error = 9, error
+    with pytest.raises(error):
+        trainer.run(1, loader(), resume="auto")
+    trainer.run(1, loader(), resume="auto")
+    plain.run(1, loader())
+    plain.run(1, loader())
+    assert_equal(weights(trainer.model), weights(plain.model))
+    assert steps_of(tmp_path / "run") == list(range(1, 13))
+
+
+def test_load_state_within_a_run_is_refused(tmp_path):
+    trainer = managed(tmp_path, Loading)
+    trainer.at = 9
+    with pytest.raises(CheckpointError, match="within a run"):
+        trainer.run(2, loader())
+
+
+def test_a_state_that_cannot_be_saved_is_told_before_anything_is_trained(tmp_path):
+    trainer = managed(tmp_path, Unsavable)
+    with pytest.raises(CheckpointError, match="stack/Unsavable/thing is a object"):
+        trainer.run(1, loader())
+    assert trainer.progress_checker.get_step() == 1
+
+
+def test_a_stop_says_that_it_was_saved_whatever_failed_before(tmp_path):
+    trainer = managed(tmp_path, Unwritable, save_every="2st")
+    trainer.at = 9
+    with (
+        pytest.warns(UserWarning, match="could not be written"),
+        pytest.raises(Interrupted, match=r"Saved as .*step-9"),
+    ):
+        trainer.run(2, loader(), resume="auto")
+
+
+def evaluated(folder, tests_at=-1):
+    """Two validation sets, whose order comes from generators of their own."""
+    trainer = managed(folder, Disturbed)
+    trainer.tests_at = tests_at
+    sets = {n: loader(shuffle=True, generator=torch.Generator().manual_seed(i)) for i, n in enumerate(("a", "b"))}
+    trainer.run(2, loader(), sets, resume="auto")
+    return trainer
+
+
+@pytest.mark.parametrize("at", [2, 9])
+def test_an_evaluation_that_was_broken_off_begins_again_in_the_same_order(tmp_path, at):
+    with pytest.raises(Interrupted):
+        evaluated(tmp_path / "one", at)
+    one, other = evaluated(tmp_path / "one"), evaluated(tmp_path / "other")
+    assert first_difference(outcome(one), outcome(other)) is None
+
+
+def test_a_signal_while_the_end_of_a_run_is_written_does_not_cut_it(tmp_path):
+    code = (
+        "import torch; from torch import nn; from tests.trainer.addons.test_state_manager_again import *\n"
+        "model = nn.ModuleList([nn.Linear(8, 3), nn.Linear(4000, 4000)])\n"
+        f"managed({str(tmp_path)!r}, Heavy, model=model).run(1, loader(16))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        while process.poll() is None and not list(tmp_path.glob("checkpoints/.*.partial")):
+            time.sleep(0.002)
+        process.terminate()
+        assert process.wait(60) == 0
+    assert [c.step for c in committed(tmp_path / "checkpoints")] == [2]

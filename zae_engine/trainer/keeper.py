@@ -31,7 +31,7 @@ from .step_lines import StepLines
 from .taking_up import TakingUp
 
 FAILED = "a checkpoint could not be written: "
-_A_WHILE = 30.0  # seconds that a run that broke off gives to what is being written
+_A_WHILE = 3.0  # seconds that a run that broke off waits for the files of the other processes
 
 
 class Keeper(TakingUp):
@@ -134,9 +134,9 @@ class Keeper(TakingUp):
         assert history is not None  # this is process 0
         number = note_attempt(self.folder, self.trainer, token, self.facts)
         if self._after is not None or not self._mine:
-            history.go_back(self._after or 0)
+            after = min(self._after or 0, history.count)
             step = self.trainer.progress_checker.get_step() - 1
-            history.append([{"kind": "attempt", "attempt": number, "after": history.count, "step": step,
+            history.append([{"kind": "attempt", "attempt": number, "after": after, "step": step,
                              "from": self._from, "time": time.time()}])  # fmt: skip
         self._after, self._mine = None, True
 
@@ -174,12 +174,10 @@ class Keeper(TakingUp):
         """The run ends by an error: let what is being written end, and say where the run can be taken up."""
         if self._saver is None:
             return
-        if isinstance(error, KeyboardInterrupt):  # what is on its way ends soon, and none writes beside the next run
-            self._saver.give_up()
-        self._saver.wait(None if self._processes.count == 1 else _A_WHILE)
-        self._saver.give_up()
+        # What is on its way ends, so that none writes beside the next run; of the others nobody knows who is alive.
+        self._saver.give_up(0.0 if isinstance(error, KeyboardInterrupt) else _A_WHILE)
+        self._saver.wait()
         if isinstance(error, Exception) and self._processes.first:
-            self._saver.wait(_A_WHILE)
             last = committed(self.folder / FOLDER)
             state = f"the last committed state is {str(last[-1].path)!r}" if last else "nothing was committed yet"
             more = f"{state}; run(..., resume='auto') goes on from it" if last else state

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -110,7 +112,7 @@ class Saver:
         self._in_background, self._background = in_background, Background()
         self._snapshots = {"documents": Snapshot(), "weights": Snapshot(), "sharded": Snapshot()}
         self._failure: BaseException | None = None
-        self._given_up = False
+        self._patience = math.inf  # until when, by time.monotonic, the files of other processes are waited for
         self._problems: list[str] = []
 
     def save(self, contents: Contents) -> None:
@@ -135,9 +137,9 @@ class Saver:
         """Whether something is being written."""
         return self._background.busy
 
-    def give_up(self) -> None:
-        """Let process 0 not wait for the files of others, who may be gone."""
-        self._given_up = True
+    def give_up(self, seconds: float) -> None:
+        """Let process 0 wait only so long for the files of others, who may be gone."""
+        self._patience = time.monotonic() + seconds
 
     def failure(self) -> BaseException | None:
         """Why the last one was not written, told once; None while it is being written, or when all is well."""
@@ -187,7 +189,7 @@ class Saver:
                 commit.abandon(str(error))
                 raise
             contents.summary["history"] = self._history.count
-        path = commit.finish(contents.summary, _PATIENCE, lambda: self._given_up)
+        path = commit.finish(contents.summary, _PATIENCE, lambda: time.monotonic() > self._patience)
         self.committed = str(path)
         if contents.is_best:
             self._publish(next(path / f"{stem}{self.suffix}" for stem in (BEST, MODEL) if stem in weights))

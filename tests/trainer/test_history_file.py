@@ -39,11 +39,17 @@ def test_nothing_is_written_for_no_lines(path):
 def test_an_attempt_supersedes_the_lines_behind_its_checkpoint(path):
     file = HistoryFile(path)
     file.append([step(n) for n in (1, 2, 3)])
-    file.go_back(1)
     file.append([{"kind": "attempt", "after": 1}, step(2), step(3)])
     assert steps(path) == [1, 2, 3]
-    assert file.count == HistoryFile(path).count == 4
-    assert path.read_bytes().count(b"\n") == 6  # nothing is ever taken away
+    assert file.count == HistoryFile(path).count == path.read_bytes().count(b"\n") == 6  # nothing is ever taken away
+
+
+def test_lines_that_were_passed_over_hold_again(path):
+    other = {"kind": "attempt", "after": 1}
+    HistoryFile(path).append([step(n) for n in (1, 2, 3)] + [other, step(2, other=True)])
+    HistoryFile(path).append([{"kind": "attempt", "after": 3}, step(4)])
+    assert steps(path) == [1, 2, 3, 4]
+    assert all("other" not in line for line in read_history(path))
 
 
 @pytest.mark.parametrize("torn", [b'{"kind": "st', b'{"kind": "step", "step": 3}', b"\xff\x00", b"3\n", b"[]\n", b"\n"])
@@ -53,7 +59,6 @@ def test_a_torn_last_line_costs_that_line_only(path, torn):
     whole = 3 if torn.endswith(b"}") else 2
     again = HistoryFile(path)
     assert again.count == whole
-    again.go_back(2)
     again.append([{"kind": "attempt", "after": 2}, step(3)])
     assert steps(path) == [1, 2, 3]
 

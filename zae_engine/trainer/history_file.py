@@ -2,8 +2,8 @@
 
 A line is of one ``kind``: ``attempt`` (the run was started, or gone on with), ``step`` (one optimizer step's values),
 ``row`` (one row of the history; of two with the same number the later one holds) or ``checkpoint``. A run that goes on
-from a checkpoint appends an ``attempt`` whose ``after`` says how many of the lines before it still hold; those behind
-were of steps that are done again.
+from a checkpoint appends an ``attempt`` whose ``after`` says which line of the file it follows, by its number: from 1,
+0 for none. Those in between were of steps that are done again, or of another way on from an earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -28,26 +28,22 @@ def read_history(path: str | os.PathLike[str]) -> list[Line]:
     """
     path = Path(path)
     path = path / "history.jsonl" if path.is_dir() else path
-    held: list[Line] = []
-    for text in path.read_bytes().split(b"\n") if path.is_file() else ():
-        line = _parsed(text)
-        if line is None:
-            continue
-        if line.get("kind") == "attempt":
-            del held[_after(line, len(held)) :]
-        held.append(line)
-    return held
+    texts = path.read_bytes().split(b"\n") if path.is_file() else ()
+    lines = [line for text in texts if (line := _parsed(text)) is not None]
+    held, place = list[Line](), len(lines)
+    while place:  # from the last one back, since a line of before that was passed over may hold again
+        held.append(lines[place - 1])
+        place = _before(lines[place - 1], place - 1)
+    return held[::-1]
 
 
 def _count(path: Path) -> int:
-    """As many as `read_history` reads; but of a million steps, only the lines that are not plainly whole are parsed."""
+    """Whole lines of the file; of a million steps, only those that are not plainly whole are parsed."""
     count = 0
     for text in path.read_bytes().split(b"\n") if path.is_file() else ():
         flat = text.startswith(b'{"kind": "step", ') and text.endswith(b"}") and text.count(b"{") == 1
         ends = text.count(b'"') % 2 == 0 and b"\\" not in text  # and not in the middle of a name, as a cut one may
-        line = {} if flat and ends else _parsed(text)
-        if line is not None:
-            count = 1 + (min(_after(line, count), count) if line.get("kind") == "attempt" else count)
+        count += bool(flat and ends) or _parsed(text) is not None
     return count
 
 
@@ -59,9 +55,10 @@ def _parsed(text: bytes) -> Line | None:
     return line if isinstance(line, dict) else None
 
 
-def _after(line: Mapping[str, Any], default: int) -> int:
-    after = line.get("after", default)
-    return after if isinstance(after, int) and after >= 0 else default
+def _before(line: Mapping[str, Any], last: int) -> int:
+    """The number of the line that a line follows: the last one, unless it says otherwise."""
+    after = line.get("after") if line.get("kind") == "attempt" else last
+    return after if isinstance(after, int) and 0 <= after <= last else last
 
 
 class HistoryFile:
@@ -75,17 +72,13 @@ class HistoryFile:
     Attributes
     ----------
     count : int
-        Lines that hold.
+        Whole lines, those that wait to be written included; what a checkpoint remembers, to be gone on from.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = _count(path)
         self._waiting: list[bytes] = []
-
-    def go_back(self, count: int) -> None:
-        """Let only the first `count` lines hold; the next line has to be an ``attempt`` that says so."""
-        self.count = min(count, self.count)
 
     def hold(self, lines: Sequence[Line]) -> None:
         """Keep lines, which the next `append` writes."""

@@ -44,7 +44,9 @@ class TakingUp:
         self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
         self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
         self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
-        self._after: int | None = None  # how many lines of the history hold, when the run goes on from a checkpoint
+        self._after: int | None = (
+            None  # which line of the history is the last to hold, when it goes on from a checkpoint
+        )
         self._from: str | None = None
         self._at_an_end = False  # whether the end of the last call was loaded, and nothing since
         self._begins = True  # whether the history file has nothing of this run yet
@@ -77,6 +79,15 @@ class TakingUp:
             raise CheckpointError(
                 f"save_path={str(self.folder)!r} has the checkpoints of an earlier run (the last: {last[0]}); write"
                 " run(..., resume='auto') to go on with it, or give another save_path="
+            )
+
+    def refuse_broken(self) -> None:
+        """Refuse to begin a run from somewhere within one that broke off before anything was saved."""
+        done = self.trainer.progress_checker.get_step() - 1
+        if self._broken and done:
+            raise CheckpointError(
+                f"the last run broke off after step {done} with nothing saved, so there is nothing to go back to; make"
+                " model, optimizer and trainer anew, or call run(...) without resume= to go on from where they are"
             )
 
     def refuse_damaged(self) -> None:

@@ -131,6 +131,25 @@ def test_a_call_that_broke_off_before_a_save_is_not_gone_on_with_where_it_stands
     assert steps_of(tmp_path / "run") == list(range(1, 13))
 
 
+def test_a_run_that_broke_off_before_any_save_cannot_be_begun_anew_as_it_stands(tmp_path):
+    trainer = managed(tmp_path, Failing)
+    trainer.at = 4
+    with pytest.raises(RuntimeError):
+        trainer.run(1, loader(), resume="auto")
+    with pytest.raises(CheckpointError, match="broke off after step 3 with nothing saved"):
+        trainer.run(1, loader(), resume="auto")
+
+
+def test_what_was_tried_from_an_earlier_checkpoint_and_given_up_leaves_the_history_as_it_was(tmp_path):
+    managed(tmp_path, keep_last=None).run(3, loader())
+    trainer = managed(tmp_path, Failing, keep_last=None)
+    trainer.at = 9
+    with pytest.raises(RuntimeError):
+        trainer.run(4, loader(), resume=tmp_path / "checkpoints" / "000001-step-6")
+    managed(tmp_path, keep_last=None).run(4, loader(), resume="auto")
+    assert steps_of(tmp_path) == list(range(1, 25))
+
+
 def test_load_state_within_a_run_is_refused(tmp_path):
     trainer = managed(tmp_path, Loading)
     trainer.at = 9

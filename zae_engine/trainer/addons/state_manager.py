@@ -330,6 +330,7 @@ class StateManagerAddon(AddOnBase):
             if resume != "auto":
                 raise CheckpointError(f"resume={resume!r}: {str(self.save_path)!r} has no whole checkpoint")
             keeper.refuse_damaged()
+            keeper.refuse_broken()
             return False
         call = found.manifest.get("call", 0)
         if which == "last" and keeper.has_done(call):

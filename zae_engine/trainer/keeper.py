@@ -286,7 +286,8 @@ class Keeper(TakingUp):
         """See to it that the best weights are in this checkpoint, or in one that it refers to."""
         buffer, spread = self.trainer.weight_buffer, is_sharded(self.trainer.model)
         now = self._monitored is not None and self._monitored[2] and self._monitored[0] == contents.summary["step"]
-        if buffer["weight"] and buffer["weight"][-1] is not self._best_weights and (now or not spread):
+        # Spread ones are put together by all processes, of which one alone may know that the last save failed.
+        if buffer["weight"] and (now if spread else buffer["weight"][-1] is not self._best_weights):
             stem = MODEL if now or spread else BEST
             whole = whole_model(self.trainer.model) if spread else None
             if self._processes.first and (spread or not now):

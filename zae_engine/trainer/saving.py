@@ -18,6 +18,7 @@ from torch import Tensor
 from ..checkpoint.background import Background
 from ..checkpoint.codec import pack
 from ..checkpoint.commit import Commit
+from ..checkpoint.disk import sync
 from ..checkpoint.documents import write_packed, write_tensors
 from ..checkpoint.folder import FOLDER, name_of
 from ..checkpoint.retention import retain
@@ -216,6 +217,7 @@ class Saver:
                 os.link(source, partial_name)
             except OSError:
                 shutil.copyfile(source, partial_name)
+                sync(partial_name)
             os.replace(partial_name, final)
         except OSError as error:
             self._problems.append(f"the best weights are in {str(source)!r} only: {error}")

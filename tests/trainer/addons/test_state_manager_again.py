@@ -203,3 +203,56 @@ def test_a_signal_while_the_end_of_a_run_is_written_does_not_cut_it(tmp_path):
         process.terminate()
         assert process.wait(60) == 0
     assert [c.step for c in committed(tmp_path / "checkpoints")] == [2]
+
+
+SPREAD = """
+import warnings
+import torch
+from torch.distributed.fsdp import fully_shard
+from tests.helpers import mlp
+from tests.trainer.addons.test_state_manager_again import *
+
+torch.distributed.init_process_group("gloo")
+model = mlp()
+mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+for part in (model[0], model[3], model):
+    fully_shard(part, mesh=mesh)
+trainer = managed({folder!r}, Refused, model=model)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    trainer.run(2, Stream(), loader(), valid_every="4st")
+"""
+
+
+class Stream:
+    """Has no length, so that nobody knows that the fourth batch is the last one."""
+
+    def __iter__(self):
+        yield from list(loader(32))
+
+
+class Refused(PlainTrainer):
+    """Once, the history of process 0 cannot be written, when the other process has written all that it has."""
+
+    def train_step(self, batch):
+        history = self._keeper._saver._history
+        if history is not None and self.progress_checker.get_step() in (4, 5):
+            if history.path.is_dir():
+                history.path.rmdir()
+                history.path.with_name("kept").rename(history.path)
+            else:
+                history.path.rename(history.path.with_name("kept"))
+                history.path.mkdir()
+        return super().train_step(batch)
+
+    def state_dict(self):
+        return {**super().state_dict(), "Refused": torch.zeros(20_000_000)}  # which process 0 alone writes, for long
+
+
+@pytest.mark.slow
+def test_a_save_of_a_spread_model_that_failed_on_one_process_stops_none(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SPREAD.format(folder=str(tmp_path / "run")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    assert subprocess.run(command, timeout=100, env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode == 0
+    assert [c.step for c in committed(tmp_path / "run" / "checkpoints")][-1] == 8

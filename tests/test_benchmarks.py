@@ -30,6 +30,7 @@ def names(rows):
     return [row["row"] for row in rows]
 
 
+@pytest.mark.slow
 def test_processes(quick):
     found, shown = quick("processes")
     for rows in found["models"].values():
@@ -53,6 +54,7 @@ def test_seeded(quick):
         assert len(rows) == 10
 
 
+@pytest.mark.slow
 def test_shards(quick):
     found, _ = quick("shards")
     assert list(found) == ["1 process", "2 processes"]

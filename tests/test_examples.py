@@ -23,7 +23,7 @@ def launcher(config):
     return [accelerate, "launch", "--config_file", str(ROOT / "accelerate_configs" / config)]
 
 
-@pytest.mark.parametrize("way", ["python", "accelerate"])
+@pytest.mark.parametrize("way", ["python", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_digits_reaches_97_percent_and_draws(way, tmp_path):
     command = [sys.executable] if way == "python" else launcher("cpu.yaml")
     output = start([*command, str(ROOT / "examples" / "digits.py")], tmp_path / "a folder")
@@ -39,6 +39,7 @@ def test_char_lm_learns_more_than_letter_frequencies(tmp_path):
     assert model < 0.8 * unigram
 
 
+@pytest.mark.slow
 def test_digits_prints_the_same_on_one_two_and_three_processes(tmp_path):
     found = set()
     for processes in (1, 2, 3):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 USER = """
 from typing import Any
 from torch import nn
@@ -45,6 +47,7 @@ def test_a_users_code_passes_the_strict_checker(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_a_misspelt_option_and_a_wrong_type_do_not(tmp_path):
     done = check(USER + "\nMyTrainer(model, sede=1)\nMyTrainer(model, seed='a')\n", tmp_path)
     lines = [line for line in done.stdout.splitlines() if "error" in line]

@@ -73,7 +73,15 @@ def test_clipping_and_a_schedule_by_steps(results, processes):
     assert_same(results("clipped", processes), wanted, 1e-14)
 
 
-@pytest.mark.parametrize(("name", "processes"), [(n, p) for n in SHARDS for p in (2, 3, 4) if p < 4 or n[-2:] != "10"])
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [
+        pytest.param(n, p, marks=[pytest.mark.slow] if p == 4 else [])  # four processes on two cores
+        for n in SHARDS
+        for p in (2, 3, 4)
+        if p < 4 or n[-2:] != "10"
+    ],
+)
 def test_shards_are_equal_to_the_bit(results, name, processes):
     if processes == 3 and not name.endswith("12") and name != "shards-few":
         pytest.skip("3 does not divide the shards")

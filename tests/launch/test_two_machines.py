@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 import torch
 
 from tests.launch.processes import ACCELERATE, PROBE, ROOT, clean, finish, free_port, rows, start
@@ -9,6 +10,7 @@ from tests.launch.processes import ACCELERATE, PROBE, ROOT, clean, finish, free_
 FLAGS = "--multi_gpu --num_machines 2 --num_processes 4 --main_process_ip 127.0.0.1 --mixed_precision no"
 
 
+@pytest.mark.slow
 def test_two_machines_are_one_training():
     flags = [*FLAGS.split(), "--dynamo_backend", "no", "--main_process_port", free_port()]
     both = [start([*ACCELERATE, *flags, "--machine_rank", machine, PROBE, "cpu"]) for machine in (1, 0)]

@@ -170,6 +170,10 @@ class Keeper(TakingUp):
         if self.required and any(failed):
             raise CheckpointError(next(filter(None, failed)))
 
+    def called_away(self) -> str | None:
+        """The signal that came too late to be agreed on, to whichever process."""
+        return next(filter(None, self._processes.gather(self.trainer._called)), None)
+
     def _break_off(self, error: BaseException) -> None:
         """The run ends by an error: let what is being written end, and say where the run can be taken up."""
         if self._saver is None:
@@ -181,6 +185,8 @@ class Keeper(TakingUp):
             last = committed(self.folder / FOLDER)
             state = f"the last committed state is {str(last[-1].path)!r}" if last else "nothing was committed yet"
             more = f"{state}; run(..., resume='auto') goes on from it" if last else state
+            if failure := self._saver.failure():
+                more = f"{FAILED}{failure} {more}"
             if hasattr(error, "add_note"):
                 error.add_note(more)
             else:

@@ -9,8 +9,9 @@ from typing import Any
 from .banner import epoch_line
 from .history import pooled
 from .progress import SilentBar
-from .resuming import CalledAway, Resuming, _put_generators, _states
+from .resuming import CalledAway, Resuming
 from .schedule import step_scheduler
+from .seeding import loader_states, put_loader_states
 
 
 class Pacing(Resuming):
@@ -36,6 +37,7 @@ class Pacing(Resuming):
             if tested:
                 row = self._take_stock(self.progress_checker.get_epoch(), tested)
                 bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
+            self._open.paused = True  # whoever leaves now, has tested
             self._settle(step)
         self._stop_reason = self._stop_reason or self._budget.spent(step)
         self._open.paused = True
@@ -66,12 +68,12 @@ class Pacing(Resuming):
     def _tested_now(self, **kwargs: Any) -> bool:
         """Validate; when the processes are called away meanwhile, that is where the training leaves."""
         losses, log = len(self.log_test.losses), self.log_test
-        generators = {name: _states(loader) for name, loader in self._valid_sets.items()}
+        generators = {name: loader_states(loader) for name, loader in self._valid_sets.items()}
         try:
             return self._validate(**kwargs)
         except CalledAway as call:  # it is begun again from the same order, and each of its losses counts once
             for name, states in generators.items():
-                _put_generators(self._valid_sets.get(name), states)
+                put_loader_states(self._valid_sets.get(name), states)
             log.clear()
             del log.losses[losses:]
             self._leave(str(call))

@@ -18,7 +18,7 @@ from .layout import Start
 from .plan import BatchPlan, named
 from .progress import SilentBar
 from .schedule import Budget, Interval
-from .seeding import generators_of, put_streams, set_streams, streams_of
+from .seeding import generators_of, loader_states, put_loader_states, put_streams, set_streams, streams_of
 
 
 class CalledAway(BaseException):
@@ -85,7 +85,7 @@ class Resuming(Evaluating):
         """The plan of a training epoch, from its first batch or from where it was left."""
         midway, self._midway = self._midway, None
         generators = generators_of(loader)
-        _put_generators(loader, midway.generators if midway else [])
+        put_loader_states(loader, midway.generators if midway else [])
         opened = Open(self._plan(loader, epoch), [g.get_state() for g in generators])
         if midway is not None:
             opened = Open(self._plan(loader, epoch, Start(midway.batch, midway.ids)), opened.generators)
@@ -93,7 +93,7 @@ class Resuming(Evaluating):
             opened.plan.start.began = partial(self._put_streams, opened)
             bar.done = bar.first = midway.batch
             if self._stop_reason is not None:  # no order will be drawn
-                _put_generators(loader, midway.drawn)
+                put_loader_states(loader, midway.drawn)
             restore_log(self.log_train, midway.logs, midway.batch)
             self._measures["train"].restore(midway.measures)
         self._open = opened
@@ -149,9 +149,9 @@ class Resuming(Evaluating):
             "ids": (opened.plan.last_ids or opened.plan.start.before) if opened else "",
             "midway": opened is not None,
             "paused": opened is None or opened.paused,
-            "generators": opened.generators if opened else _states(self.loader),
-            "drawn": _states(self.loader) if opened and self._stop_reason else [],
-            "valid_generators": {name: _states(loader) for name, loader in self._valid_sets.items()},
+            "generators": opened.generators if opened else loader_states(self.loader),
+            "drawn": loader_states(self.loader) if opened and self._stop_reason else [],
+            "valid_generators": {name: loader_states(loader) for name, loader in self._valid_sets.items()},
             "stop": self._lasting_stop(),
             "seconds": time.perf_counter() - self._epoch_began,
             "tested": [self._tested_step, self._tested_loss],
@@ -210,9 +210,9 @@ class Resuming(Evaluating):
         if resumed is None:
             return
         if not resumed["midway"]:
-            _put_generators(self.loader, resumed["generators"])
+            put_loader_states(self.loader, resumed["generators"])
         for name, states in resumed["valid_generators"].items():
-            _put_generators(self._valid_sets.get(name), states)
+            put_loader_states(self._valid_sets.get(name), states)
         if resumed.get("finishes"):
             self._stop_reason = resumed["stop"] or self._budget.spent(self.progress_checker.get_step() - 1)
         elif not resumed["midway"]:
@@ -231,9 +231,9 @@ class Resuming(Evaluating):
         resumed, self._resumed = self._resumed, None
         assert resumed is not None  # a position was taken
         self.loader, self.valid_loader, self._valid_sets = loader, valid_loader, named(valid_loader)
-        _put_generators(loader, resumed["generators"])
+        put_loader_states(loader, resumed["generators"])
         for name, states in resumed["valid_generators"].items():
-            _put_generators(self._valid_sets.get(name), states)
+            put_loader_states(self._valid_sets.get(name), states)
         self._stop_reason = resumed["stop"] or self._budget.spent(self.progress_checker.get_step() - 1)
 
     def _begun(self, done: tuple[int, int]) -> tuple[int, int, tuple[int, int, int]]:
@@ -241,12 +241,3 @@ class Resuming(Evaluating):
         finishes = self._resumed is not None and self._resumed.get("finishes", False)
         began = tuple(self._resumed["began"]) if finishes and self._resumed is not None else done
         return began[0], began[1], (*done, self._midway.batch if self._midway else 0)
-
-
-def _states(loader: Any) -> list[torch.Tensor]:
-    return [generator.get_state() for generator in generators_of(loader)]
-
-
-def _put_generators(loader: Any, states: list[torch.Tensor]) -> None:
-    for generator, state in zip(generators_of(loader), states, strict=False):
-        generator.set_state(state)

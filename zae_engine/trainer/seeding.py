@@ -80,6 +80,17 @@ def generators_of(loader: Any) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+def loader_states(loader: Any) -> list[torch.Tensor]:
+    """Where the generators are that a loader and its samplers own."""
+    return [generator.get_state() for generator in generators_of(loader)]
+
+
+def put_loader_states(loader: Any, states: list[torch.Tensor]) -> None:
+    """Put them there again, as far as the loader has them."""
+    for generator, state in zip(generators_of(loader), states, strict=False):
+        generator.set_state(state)
+
+
 @contextmanager
 def generators_kept(loader: Any) -> Iterator[None]:
     """Put the generators that a loader and its samplers own back afterwards."""

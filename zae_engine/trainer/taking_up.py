@@ -90,6 +90,15 @@ class TakingUp:
                 " model, optimizer and trainer anew, or call run(...) without resume= to go on from where they are"
             )
 
+    def refuse_to_skip(self) -> None:
+        """Refuse to go on from within a run that broke off, whose last steps are in no checkpoint and no history."""
+        last = self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)][-1:])
+        if self._broken and last:
+            raise CheckpointError(
+                f"the last run broke off, and {last[0]} was saved before; write run(..., resume='auto') to go on from"
+                " it, or load_state('last') and run(...) to begin a run there"
+            )
+
     def refuse_damaged(self) -> None:
         """Refuse to begin anew where there are checkpoints, if only damaged ones."""
         there = self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)])

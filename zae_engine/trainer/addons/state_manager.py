@@ -169,6 +169,8 @@ class StateManagerAddon(AddOnBase):
             try:
                 yield
                 self._keeper.finish()  # here, since a signal must not end the process while the run's end is written
+                if called := self._keeper.called_away():
+                    self._go(called, "The run had come to its end, and is saved.")
             finally:
                 self._keeps = self._leaves = False
                 self._called = None
@@ -191,7 +193,9 @@ class StateManagerAddon(AddOnBase):
 
     def _leave(self, reason: str) -> NoReturn:
         """Save, wait until it is written on every process, and go."""
-        where = self._keeper.leave(reason)
+        self._go(reason, self._keeper.leave(reason))
+
+    def _go(self, reason: str, where: str) -> NoReturn:
         step, epoch = self.progress_checker.get_step() - 1, self.progress_checker.get_epoch()
         if self.is_main_process:
             said = f"Ended by {reason} at step {step:,} (epoch {epoch}). {where}"
@@ -321,6 +325,7 @@ class StateManagerAddon(AddOnBase):
         keeper = self._keeper
         if resume is None:
             keeper.refuse_foreign()
+            keeper.refuse_to_skip()
             return False
         which = "last" if resume in ("auto", "last") else "best" if resume == "best" else Path(resume)
         found = keeper.find(which)
@@ -333,16 +338,23 @@ class StateManagerAddon(AddOnBase):
             keeper.refuse_broken()
             return False
         call = found.manifest.get("call", 0)
-        if which == "last" and keeper.has_done(call):
+        if resume != "auto":  # that very checkpoint is wanted, whichever call of a script it is of
+            keeper.calls = call
+        if resume == "auto" and keeper.has_done(call):
             return False
         self._compare(found, keeper.calls == call)
         state = keeper.load(found)
         if self._is_done(state, n_epoch, limits):
+            said = f"{found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded."
             if keeper.calls == call:
                 self._conclude(*loaders)
                 keeper.has_loaded_its_end()
+                self._tell(f"The run is done: {said}")
+            else:
+                self._tell(
+                    f"Call {keeper.calls + 1} of run() was done before; {found.path.name} is of call {call + 1}."
+                )
             keeper.calls += 1
-            self._tell(f"The run is done: {found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded.")
             return True
         self._tell(f"Going on from {found.path.name}: epoch {found.manifest['epoch'] + 1}, step {found.step + 1:,}.")
         return False

@@ -55,11 +55,11 @@ def test_other_micro_batches(nursery, tmp_path, undisturbed):
 
 
 def test_a_model_that_is_spread(nursery, tmp_path, undisturbed):
-    """FSDP2 on 2, 3, 2 processes; and one process, which has the whole model, agrees."""
+    """FSDP2 on 2, 3, 2 processes, then one process with the whole model; one that had it throughout agrees."""
     setup = SETUPS["float32"] | {"spread": True, "save_every": "100ep"}
-    for processes, step in ((2, 3), (3, 8)):
+    for processes, step in ((2, 3), (3, 6), (2, 8)):
         interrupt(nursery, tmp_path, setup, processes, step)
-    found = finish(nursery, tmp_path, setup, 2)
+    found = finish(nursery, tmp_path, setup | {"spread": False}, 1)
     assert_each_step_once(found)
     assert_close(found, undisturbed(setup, 1), 1e-6)
 

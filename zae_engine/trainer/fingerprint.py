@@ -160,6 +160,7 @@ def _state(scheduler: Any) -> Mapping[str, Any]:
 
 def _described(model: nn.Module) -> str:
     text = re.sub(r"0x[0-9a-fA-F]+", "0x", repr(model))
+    text = re.sub(r"\bFSDP(?=[A-Z])", "", text)  # in front of the class of a module to which fully_shard was applied
     return text if len(text) <= _LONG else hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -51,6 +51,7 @@ def test_digits_prints_the_same_on_one_two_and_three_processes(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.slow
 def test_resume_is_killed_three_times_and_ends_as_if_left_alone(tmp_path):
     output = start([sys.executable, str(ROOT / "examples" / "resume.py")], tmp_path / "a folder")
     assert "largest difference: 0, of the final state: 0\n" in output

@@ -121,7 +121,7 @@ def test_a_kill_before_each_call_to_the_disk(quick_folder, same):
 def test_kills_at_random_moments(quick_folder):
     rng = random.Random(SEED)
     length, serial, cut = min(timed(quick_folder, serial) for serial in (2, 3, 4)), 4, 0
-    while cut < 100:
+    while cut < 50:
         child = fork(replace, quick_folder, serial + 1)
         time.sleep(rng.uniform(0, length))
         os.kill(child, signal.SIGKILL)

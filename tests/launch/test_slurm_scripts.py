@@ -17,7 +17,8 @@ BOTH = pytest.mark.parametrize(("script", "tasks"), [(SCRIPTS[0], 2), (SCRIPTS[1
 
 # Starts the command on two "machines" of this one, with SLURM's variables. As SLURM with --signal does, it tells the
 # tasks and nothing that they have started: when there is a file `tell`.
-SRUN = """#!{python}
+SRUN = """#!/bin/sh
+"exec" "{python}" "$0" "$@"  # a first line cannot name a Python in a folder with a space
 import os, signal, subprocess, sys, time
 command = sys.argv[1:]
 while command[0].startswith("--"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -140,7 +141,11 @@ class Command:
         for rank in range(self.processes) if ranks is None else ranks:
             pid = self.pid(rank)
             if pid is not None and self.nursery.code(pid) is None:
-                (os.killpg if group else os.kill)(pid, number)
+                try:
+                    (os.killpg if group else os.kill)(pid, number)
+                except ProcessLookupError:  # it is so young that it has no group yet, or is ending
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
     def codes(self, timeout: float = LONGEST, launcher: bool = True) -> list[int]:
         """Wait for the end; as a launcher does, the first failure ends the others: SIGTERM, later SIGKILL."""

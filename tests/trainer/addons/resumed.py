@@ -129,13 +129,13 @@ def assert_resumes(tmp_path: Path, script: Callable[[Path], Any], which: str = "
     Parameters
     ----------
     which : {'all', 'some'}
-        From all of them, or from every third and the last two.
+        From all of them, or from every fourth and the last two.
     """
     whole = tmp_path / "whole"
     wanted = outcome(script(whole))
     lines, checkpoints = lines_of(whole), committed(whole / "checkpoints")
     for number, checkpoint in enumerate(checkpoints):
-        if which == "some" and number % 3 != 1 and number < len(checkpoints) - 2:
+        if which == "some" and number % 4 != 1 and number < len(checkpoints) - 2:
             continue
         again = broken_off(whole, checkpoint, tmp_path / f"from-{checkpoint.serial}")
         got = outcome(script(again))

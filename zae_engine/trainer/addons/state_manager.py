@@ -338,8 +338,8 @@ class StateManagerAddon(AddOnBase):
             keeper.refuse_broken()
             return False
         call = found.manifest.get("call", 0)
-        if resume != "auto":  # that very checkpoint is wanted, whichever call of a script it is of
-            keeper.calls = call
+        if resume != "auto":  # that very checkpoint is wanted, whichever later call of a script it is of
+            keeper.calls = max(keeper.calls, call)
         if resume == "auto" and keeper.has_done(call):
             return False
         self._compare(found, keeper.calls == call)

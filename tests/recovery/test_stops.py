@@ -1,6 +1,7 @@
 """Asked to end, failing, short of disk: one checkpoint, the right exit code, and the same command goes on exactly."""
 
 import os
+import re
 import signal
 import time
 
@@ -203,7 +204,8 @@ def test_a_full_disk(nursery, tmp_path, undisturbed, processes):
     command = start(nursery, tmp_path, setup, processes, mishaps)
     assert command.codes() == [0] * processes, command.log()
     assert command.log().count("a checkpoint could not be written") >= 1
-    assert f"The last good one: {tmp_path}/run/checkpoints/000002-step-4" in command.log()
+    good = rf"The last good one: {re.escape(str(tmp_path))}/run/checkpoints/00000(1-step-2|2-step-4)\b"
+    assert re.search(good, command.log())  # that of step 4 may have been on its way when the disk was full
     assert "none of this attempt" not in command.log()  # process 1 does not know, and says nothing
     assert partials(tmp_path) == []
     assert_goes_on(nursery, tmp_path, undisturbed(setup, processes), setup, processes)

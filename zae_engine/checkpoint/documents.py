@@ -23,7 +23,6 @@ from .weights import SAFETENSORS
 SUFFIXES = (*SAFETENSORS, ".ckpt")
 FORMAT = 1
 
-_CHUNK = 1 << 22  # bytes; long enough for hashing to leave the interpreter to others
 _ODD = "dtypes"  # the entry of the metadata that says which tensors are raw bytes of another dtype
 _KEPT = {  # what safetensors 0.8 has itself
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),

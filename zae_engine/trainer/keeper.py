@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoint.commit import clear_leftovers
 from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import FOLDER, committed, next_serial
+from ..checkpoint.folder import FOLDER, committed, name_of, next_serial
 from ..checkpoint.lock import RunLock
 from ..checkpoint.sharded import whole_model
 from .contents import best_extra, check_savable, whole_of
@@ -246,7 +246,7 @@ class Keeper(TakingUp):
             contents.documents[STATE] |= {"call": contents.summary["call"], "begun": begun, "complete": complete,
                                           "best": self._best, "best_extra": best_extra(trainer)}  # fmt: skip
         lines = self._lines.take(trainer, opened=trainer._open is not None)
-        name = f"{self._serial:06d}-step-{contents.summary['step']}"
+        name = name_of(self._serial, contents.summary["step"])
         contents.lines = [*lines, {"kind": "checkpoint", "step": contents.summary["step"], "name": name,
                                    "blocked": saver.blocked, "time": time.time()}]  # fmt: skip
         self._lines.written()

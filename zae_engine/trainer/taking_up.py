@@ -44,9 +44,7 @@ class TakingUp:
         self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
         self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
         self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
-        self._after: int | None = (
-            None  # which line of the history is the last to hold, when it goes on from a checkpoint
-        )
+        self._after: int | None = None  # the last line of the history that holds, when it goes on from a checkpoint
         self._from: str | None = None
         self._at_an_end = False  # whether the end of the last call was loaded, and nothing since
         self._begins = True  # whether the history file has nothing of this run yet
@@ -74,7 +72,7 @@ class TakingUp:
 
     def refuse_foreign(self) -> None:
         """Refuse to begin a run in the folder of another one."""
-        last = self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)][-1:])
+        last = self._names()[-1:]
         if last and not self._mine and self._after is None:
             raise CheckpointError(
                 f"save_path={str(self.folder)!r} has the checkpoints of an earlier run (the last: {last[0]}); write"
@@ -92,7 +90,7 @@ class TakingUp:
 
     def refuse_to_skip(self) -> None:
         """Refuse to go on from within a run that broke off, whose last steps are in no checkpoint and no history."""
-        last = self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)][-1:])
+        last = self._names()[-1:]
         if self._broken and last:
             raise CheckpointError(
                 f"the last run broke off, and {last[0]} was saved before; write run(..., resume='auto') to go on from"
@@ -101,12 +99,15 @@ class TakingUp:
 
     def refuse_damaged(self) -> None:
         """Refuse to begin anew where there are checkpoints, if only damaged ones."""
-        there = self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)])
-        if there:
+        if there := self._names():
             raise CheckpointError(
                 f"none of the checkpoints in {str(self.folder / FOLDER)!r} is whole ({', '.join(there)}); `zae"
                 " checkpoint verify` says why. To begin anew, move the folder away"
             )
+
+    def _names(self) -> list[str]:
+        """The checkpoints of the folder, as process 0 sees them."""
+        return self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)])
 
     def has_done(self, call: int) -> bool:
         """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""

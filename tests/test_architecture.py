@@ -22,6 +22,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"_version", "document", "schema", "machine", "slurm"},
     {"keys", "rules", "cluster"},
+    {"history_file", "logger"},
+    {"reading", "registry", "cursor"},
+    {"records", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},
+    {"csv_logger", "tracker_logger", "summary", "curves"},
+    {"feed", "export", "report", "runs", "logs"},
     {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "rendezvous", "launch"},
     {"errors"},
     {"disk"},
@@ -47,7 +52,7 @@ LAYERS = [
     {"sharded", "deepspeed"},
     {"seeded", "agreement", "evaluation", "metrics", "layout", "held_state"},
     {"sampling", "history", "plots", "resume_trace"},
-    {"window", "signals", "history_file", "fingerprint", "run_file"},
+    {"window", "signals", "fingerprint", "run_file"},
     {"plan", "gathering"},
     {"checks", "banner", "shards", "replay"},
     {"device", "update", "records", "verify", "verify_resume", "saving", "step_lines"},
@@ -60,7 +65,7 @@ LAYERS = [
     {"taking_up"},
     {"keeper"},
     {"_trainer", "core", "early_stopping", "mix_precision", "multi_gpu", "state_manager", "addons", "zae_engine"},
-    {"checkpoint_commands"},
+    {"checkpoint_commands", "logs_commands"},
     {"cli"},
 ]
 

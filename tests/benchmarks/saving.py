@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zae_engine.checkpoint.folder import FOLDER, committed
+from zae_engine.logs.history_file import read_history
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import StateManagerAddon
-from zae_engine.trainer.history_file import read_history
 
 from . import blocks
 from .output import discarded

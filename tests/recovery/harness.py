@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from zae_engine.checkpoint.folder import committed, problems_of
-from zae_engine.trainer.history_file import read_history
+from zae_engine.logs.history_file import read_history
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 60.0  # seconds that any command of these tests may take

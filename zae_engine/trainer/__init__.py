@@ -1,9 +1,9 @@
 """The trainer and what it hands out."""
 
 from ..checkpoint import CheckpointError, WeightsError
+from ..logs.history_file import read_history
 from .compose import AddOnBase
 from .history import EpochLog, History
-from .history_file import read_history
 from .progress import ProgressChecker
 from .signals import Interrupted
 from .trainer import T, Trainer

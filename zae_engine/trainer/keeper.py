@@ -21,8 +21,8 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, committed, name_of, next_serial
 from ..checkpoint.lock import RunLock
 from ..checkpoint.sharded import whole_model
+from ..logs.history_file import HistoryFile, Line
 from .contents import best_extra, check_savable, whole_of
-from .history_file import HistoryFile, Line
 from .processes import is_sharded
 from .run_file import note_attempt
 from .saving import BEST, MODEL, STATE, Contents, Saver

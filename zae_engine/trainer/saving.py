@@ -23,7 +23,7 @@ from ..checkpoint.documents import write_packed, write_tensors
 from ..checkpoint.folder import FOLDER, name_of
 from ..checkpoint.retention import retain
 from ..checkpoint.snapshot import Snapshot
-from .history_file import HistoryFile, Line
+from ..logs.history_file import HistoryFile, Line
 from .processes import Processes
 
 Weights = Mapping[str, Mapping[str, Tensor]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Any
 
+from ..logs.history_file import Line
 from .gathering import mean_series
 from .history import Series
-from .history_file import Line
 
 
 class StepLines:

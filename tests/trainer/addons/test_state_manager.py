@@ -17,8 +17,8 @@ from tests.trainer.addons.resumed import Drawing, broken_off, build, first_diffe
 from zae_engine.checkpoint.disk import digest
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import committed, seal
+from zae_engine.logs.history_file import read_history
 from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
-from zae_engine.trainer.history_file import read_history
 
 Managed = PlainTrainer.add_on(StateManagerAddon)
 

@@ -15,8 +15,8 @@ from tests.helpers import PlainTrainer, assert_equal, loader, make, weights
 from tests.trainer.addons.resumed import first_difference, outcome
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import committed
+from zae_engine.logs.history_file import read_history
 from zae_engine.trainer.addons import StateManagerAddon
-from zae_engine.trainer.history_file import read_history
 from zae_engine.trainer.signals import Interrupted
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from zae_engine.trainer.history_file import HistoryFile, read_history
+from zae_engine.logs.history_file import HistoryFile, read_history
 
 
 def step(number, **values):

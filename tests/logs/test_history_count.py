@@ -1,6 +1,6 @@
 """Lines are counted without parsing each of them, and yet as if they were."""
 
-from zae_engine.trainer.history_file import HistoryFile, _parsed
+from zae_engine.logs.history_file import HistoryFile, _parsed
 
 ODD = {"a}": 1.5, 'b"}': "nan", "c{": {"d}": [2]}, "}": None}
 

@@ -1,0 +1,1 @@
+"""What a run writes down, and everything that reads it: loggers, pictures, reports. Knows no trainer and no torch."""

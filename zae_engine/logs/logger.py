@@ -1,0 +1,134 @@
+"""What every logger is: it gets records, one a step, all from one thread, and keeps them where its service wants them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a logger is told about the run when it starts.
+
+    Attributes
+    ----------
+    folder : Path
+        The run's, absolute; what a logger writes locally goes into it unless its settings say otherwise.
+    name : str
+        The run's name.
+    config : dict
+        Nested plain values: ``settings``, ``data``, ``launch``, ``versions``, ``git``, ``seed``, ``command``. No secrets.
+    id : str or None
+        What `Logger.start` returned when this run was started before; None for a new run.
+    step : int
+        Records up to this step have been delivered before, and do not come again; 0 for a new run.
+    monitor : (str, str)
+        The value that tells the best, ``'test/loss'`` say, and ``'min'`` or ``'max'``.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    step: int = 0
+    monitor: tuple[str, str] = ("test/loss", "min")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one step: a logger gets one record a step, with steps that only grow.
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps done.
+    time : float
+        Seconds since 1970 (UTC).
+    values : dict of str to float
+        ``train/loss``, ``test/loss``, ``lr``, ``epoch``, ``samples/s``, …; NaN and infinities are possible.
+    """
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+class Logger(ABC):
+    """One service or file format. All methods are called from one thread; whatever they raise ends no training.
+
+    Parameters
+    ----------
+    settings : mapping
+        The user's, out of ``web_logger={"wandb": {...}}``; what is not the logger's own goes to its client.
+    open_client : callable, optional
+        Opens the client from its final settings, in place of the logger's own way.
+
+    Attributes
+    ----------
+    name : str
+        Its key in ``web_logger``.
+    module : str
+        The module that has to be installed.
+    extra : str
+        The optional dependency of this package that installs it; empty when nothing has to be installed.
+    client : Any
+        The real client's run, once started, for whoever wants to call it directly.
+    """
+
+    name: ClassVar[str]
+    module: ClassVar[str] = ""
+    extra: ClassVar[str] = ""
+    client: Any = None
+
+    def __init__(
+        self, settings: Mapping[str, Any] | None = None, open_client: Callable[[dict[str, Any]], Any] | None = None
+    ) -> None:
+        self.settings = dict(settings or {})
+        self.open_client = open_client
+        self.notices: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Have a sentence shown to the user, by the training's own thread; the same one is shown once."""
+        if text not in self.notices:
+            self.notices.append(text)
+
+    def check(self) -> None:
+        """Refuse settings that cannot work, at once and without any network: TypeError or ValueError."""
+
+    @abstractmethod
+    def start(self, info: RunInfo) -> str:
+        """Open a new run, or go on with the one of ``info.id``; return its id."""
+
+    def last_step(self) -> int | None:
+        """The last step that is kept already, read back from where it is kept; None when that cannot be told."""
+        return None
+
+    @abstractmethod
+    def log(self, record: Record) -> None:
+        """Keep one record."""
+
+    def flush(self) -> None:
+        """Let all that was logged be kept, even if the process is killed now, as far as the client can do that."""
+
+    def summarize(self, summary: Mapping[str, Any]) -> None:
+        """Note the run's summary (what `summary.json` holds) beside its curves."""
+
+    def keep_file(self, path: Path) -> None:
+        """Keep a file of the run (the best weights), if the user's settings ask for it."""
+
+    @abstractmethod
+    def finish(self, status: str) -> None:
+        """Close; `status` is ``'done'``, ``'failed'`` or ``'interrupted'``."""
+
+
+def flat(values: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values as pairs, with names such as ``settings/the optimizer/lr``."""
+    for key, value in values.items():
+        name = f"{head}/{key}" if head else str(key)
+        if isinstance(value, Mapping):
+            yield from flat(value, name)
+        else:
+            yield name, value

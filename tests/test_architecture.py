@@ -24,7 +24,7 @@ LAYERS = [
     {"keys", "rules", "cluster"},
     {"history_file", "logger"},
     {"reading", "registry", "cursor"},
-    {"records", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},
+    {"merging", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},
     {"csv_logger", "tracker_logger", "summary", "curves"},
     {"feed", "export", "report", "runs", "logs"},
     {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "rendezvous", "launch"},

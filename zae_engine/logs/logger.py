@@ -1,8 +1,7 @@
-"""What every logger is: it gets records, one a step, all from one thread, and keeps them where its service wants them."""
+"""What every logger is: it gets records, one a step, from one thread, and keeps them where its service wants them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ class RunInfo:
     name : str
         The run's name.
     config : dict
-        Nested plain values: ``settings``, ``data``, ``launch``, ``versions``, ``git``, ``seed``, ``command``. No secrets.
+        Nested plain values: ``settings``, ``circumstances``, ``launch``, ``seed``, ``command`` and more. No secrets.
     id : str or None
         What `Logger.start` returned when this run was started before; None for a new run.
     step : int
@@ -56,7 +55,7 @@ class Record:
     values: dict[str, float]
 
 
-class Logger(ABC):
+class Logger:
     """One service or file format. All methods are called from one thread; whatever they raise ends no training.
 
     Parameters
@@ -98,17 +97,17 @@ class Logger(ABC):
     def check(self) -> None:
         """Refuse settings that cannot work, at once and without any network: TypeError or ValueError."""
 
-    @abstractmethod
     def start(self, info: RunInfo) -> str:
         """Open a new run, or go on with the one of ``info.id``; return its id."""
+        raise NotImplementedError
 
     def last_step(self) -> int | None:
         """The last step that is kept already, read back from where it is kept; None when that cannot be told."""
         return None
 
-    @abstractmethod
     def log(self, record: Record) -> None:
         """Keep one record."""
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Let all that was logged be kept, even if the process is killed now, as far as the client can do that."""
@@ -119,9 +118,9 @@ class Logger(ABC):
     def keep_file(self, path: Path) -> None:
         """Keep a file of the run (the best weights), if the user's settings ask for it."""
 
-    @abstractmethod
     def finish(self, status: str) -> None:
         """Close; `status` is ``'done'``, ``'failed'`` or ``'interrupted'``."""
+        raise NotImplementedError
 
 
 def flat(values: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:

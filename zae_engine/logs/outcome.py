@@ -1,0 +1,155 @@
+"""What came of a run, from the lines of its history: status, best value and where it is saved, where the time went.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.folder import FOLDER, Checkpoint
+from .history_file import Line
+
+PARTS = ("data", "evaluation", "logging", "saving")  # of a point's seconds; what is left of "all" is "compute"
+_MONITOR = re.compile(r"(.+) \((min|max)\)")
+_WEIGHTS = ("model.safetensors", "model.ckpt")
+_WORKS = ("attempt", "step", "steps", "point", "row")  # kinds of line that show that a run went on
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of a run.
+
+    Attributes
+    ----------
+    name, mode : str
+        A column of the rows, ``'test_loss'`` say, and ``'min'`` or ``'max'``.
+    value : float
+    epoch, step : int or None
+        Of the row that has it.
+    saved : str or None
+        Where weights of that epoch lie, within the run folder; None when nothing there is known to be of it.
+    """
+
+    name: str
+    mode: str
+    value: float
+    epoch: int | None = None
+    step: int | None = None
+    saved: str | None = None
+
+
+def end_of(lines: Iterable[Line]) -> Line | None:
+    """The last ``end`` line, unless the run has gone on since."""
+    end = None
+    for line in lines:
+        if line.get("kind") == "end":
+            end = line
+        elif line.get("kind") in _WORKS:
+            end = None
+    return end
+
+
+def status_of(folder: Path, end: Line | None, saved: list[Checkpoint]) -> str:
+    """``'running'``, or how it ended; a run that was killed could not say it, and has ``'broken off'``."""
+    if is_held(folder):
+        return "running"
+    if end is not None and end.get("status") in ("done", "interrupted", "failed"):
+        return str(end["status"])
+    return "done" if end is None and saved and saved[-1].manifest.get("complete") is True else "broken off"
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process has the run folder's lock, so that the run goes on. Nothing is written."""
+    if not (folder / "owner.json").is_file():  # the holder signs, and takes that away when it gives the lock back
+        return False
+    try:
+        import fcntl
+    except ImportError:  # Windows: the sign alone
+        return True
+    try:
+        with open(folder / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return (folder / "lock.soft").is_file()  # stands for it where the file system has no locks
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def best_of(
+    folder: Path, end: Line | None, started: list[Line], rows: list[Line], saved: list[Checkpoint]
+) -> Best | None:
+    """By what the end says is watched, else by the ``monitor`` that the run was started with."""
+    name, mode = _watched(end, started, rows)
+    found = [row for row in rows if isinstance(row.get(name), (int, float)) and math.isfinite(row[name])]
+    if not found:
+        return None
+    row = (max if mode == "max" else min)(found, key=lambda row: float(row[name]))
+    return Best(name, mode, float(row[name]), row.get("epoch"), row.get("step"), _place(folder, row, saved))
+
+
+def _watched(end: Line | None, started: list[Line], rows: list[Line]) -> tuple[str, str]:
+    best = (end or {}).get("best")
+    if isinstance(best, dict) and best.get("name"):
+        return str(best["name"]), "max" if best.get("mode") == "max" else "min"
+    circumstances = started[-1].get("circumstances") if started else None
+    said = _MONITOR.fullmatch(str((circumstances or {}).get("monitor")))
+    name, mode = (said[1], said[2]) if said else ("loss", "min")
+    columns = {column for row in rows for column in row}
+    return next((n for n in (name, f"test_{name}", f"train_{name}") if n in columns), f"test_{name}"), mode
+
+
+def _place(folder: Path, row: Line, saved: list[Checkpoint]) -> str | None:
+    """The weights in the run folder if the last checkpoint says that they are of that epoch; else a checkpoint."""
+    best = next((c.manifest["best"] for c in reversed(saved) if isinstance(c.manifest.get("best"), dict)), None)
+    weights = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if weights and (best is None or best.get("epoch") == (row.get("epoch") or 0) - 1):  # from 0
+        return weights
+    return next((f"{FOLDER}/{c.path.name}" for c in saved if c.step == row.get("step")), None)
+
+
+def stretches(lines: Iterable[Line]) -> Iterator[tuple[float, float]]:
+    """From when to when the run was at work: an attempt, or after an end in the same process, the next call."""
+    start = stop = None
+    for line in lines:
+        kind, time = line.get("kind"), number(line.get("time"), math.nan)
+        if kind == "attempt" and start is not None and stop is not None:
+            yield start, stop
+            start = None
+        if math.isnan(time):
+            continue
+        if start is None:
+            seconds = line.get("seconds")
+            start = time - (number(seconds.get("all")) if isinstance(seconds, dict) else 0.0)
+        stop = max(time, start)
+        if kind == "end":
+            yield start, stop
+            start = None
+    if start is not None and stop is not None:
+        yield start, stop
+
+
+def spent_of(points: Iterable[Line]) -> dict[str, float]:
+    """Of all points, superseded ones too, since they did cost time."""
+    spent = dict.fromkeys(("compute", *PARTS), 0.0)
+    for point in points:
+        seconds = point.get("seconds")
+        if isinstance(seconds, dict):
+            parts = {name: max(number(seconds.get(name)), 0.0) for name in PARTS}
+            parts["compute"] = max(number(seconds.get("all")) - sum(parts.values()), 0.0)
+            spent = {name: total + parts[name] for name, total in spent.items()}
+    return spent
+
+
+def number(value: Any, otherwise: float = 0.0) -> float:
+    """A value as a number, ``"nan"`` too, or `otherwise` for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise

@@ -1,0 +1,158 @@
+"""``metrics.csv`` in the run folder: one line a record, for a spreadsheet or ``pandas.read_csv``. Needs nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+from .logger import Logger, Record, RunInfo
+from .registry import check_settings
+
+_FIRST = ("step", "time")
+_MANY = 1000  # records that wait at most
+
+
+class CSVLogger(Logger):
+    """Columns ``step``, ``time`` (seconds since 1970) and one a value; an empty cell where a record lacks it.
+
+    A value that comes later gets a column, for which the file is written anew beside itself and put in its place. An
+    older file of that name, of another run, is renamed (``metrics-1.csv``).
+
+    Parameters
+    ----------
+    path : path-like, optional
+        Setting: the file; by default ``metrics.csv`` in the run folder.
+
+    Attributes
+    ----------
+    client : Path
+        The file.
+    """
+
+    name: ClassVar[str] = "csv"
+    client: Path
+
+    def check(self) -> None:
+        """Refuse settings that there are not, and a path that is none."""
+        check_settings(type(self), self.settings, ("path",))
+        path = self.settings.get("path", "metrics.csv")
+        if not isinstance(path, (str, os.PathLike)) or not str(path):
+            raise TypeError(f"path={path!r} of the csv logger is no path; write path='metrics.csv'")
+
+    def start(self, info: RunInfo) -> str:
+        """Open the file; its id is its path, relative to the run folder where it is inside."""
+        own = os.path.abspath(self.settings.get("path", info.folder / "metrics.csv"))
+        self.client = path = info.folder / (info.id or own)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if info.id is None:
+            _keep_aside(path)
+        else:
+            _drop_cut_line(path)
+        self._columns = _header(path)
+        self._waiting: list[Record] = []
+        self._last = _last_step(path) if self._columns else 0
+        return str(path.relative_to(info.folder)) if path.is_relative_to(info.folder) else str(path)
+
+    def last_step(self) -> int | None:
+        """The step of the file's last line."""
+        return self._last
+
+    def log(self, record: Record) -> None:
+        """Keep one record for the next `flush`; one that is there already is passed over."""
+        if record.step > (self._waiting[-1].step if self._waiting else self._last):
+            self._waiting.append(record)
+        if len(self._waiting) >= _MANY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, to the disk; all of it or nothing."""
+        if not self._waiting:
+            return
+        names = dict.fromkeys(name for record in self._waiting for name in record.values)
+        columns = list(dict.fromkeys((*self._columns, *(() if self._columns else _FIRST), *names)))
+        if columns != self._columns:
+            _write_anew(self.client, columns)
+            self._columns = columns
+        _append(self.client, self._columns, self._waiting)
+        self._last, self._waiting = self._waiting[-1].step, []
+
+    def finish(self, status: str) -> None:
+        """Write what waits."""
+        self.flush()
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {**record.values, "step": record.step, "time": record.time}
+
+
+def _append(path: Path, columns: list[str], records: Iterable[Record]) -> None:
+    end = path.stat().st_size
+    try:
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, columns).writerows(_row(record) for record in records)
+            _sync(file)
+    except OSError:
+        os.truncate(path, end)  # a disk that was full may have room later: half a line must not be in between
+        raise
+
+
+def _write_anew(path: Path, columns: list[str]) -> None:
+    """Give the file further columns: written beside it, then put in its place, so that a crash loses nothing."""
+    beside = path.with_name(f".{path.name}.new")
+    with open(beside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as old:
+                writer.writerows(csv.DictReader(old))
+        _sync(file)
+    os.replace(beside, path)
+
+
+def _sync(file: TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _keep_aside(path: Path) -> None:
+    if not path.exists():
+        return
+    number = 1
+    while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)
+
+
+def _tail(path: Path) -> tuple[int, bytes]:
+    """Where the last part of the file starts, and that part: of a large file enough for two lines."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.seek(max(0, size - (1 << 20)))
+        return start, file.read()
+
+
+def _drop_cut_line(path: Path) -> None:
+    """A crash may have cut the last line: no cell has a line's end in it, and the header is written whole."""
+    if path.is_file():
+        start, tail = _tail(path)
+        os.truncate(path, start + tail.rfind(b"\n") + 1)
+
+
+def _header(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        columns = next(csv.reader(file), [])
+    if columns and columns[:2] != list(_FIRST):
+        raise ValueError(
+            f"{path} is no file of the csv logger: its first columns are {columns[:2]}, not {list(_FIRST)}"
+        )
+    return columns
+
+
+def _last_step(path: Path) -> int:
+    step = _tail(path)[1].rstrip(b"\n").rpartition(b"\n")[2].partition(b",")[0]
+    return int(step) if step.isdigit() else 0  # the header alone

@@ -95,12 +95,12 @@ def best_of(
 
 
 def _watched(end: Line | None, started: list[Line], rows: list[Line]) -> tuple[str, str]:
-    best = (end or {}).get("best")
+    best, circumstances = (end or {}).get("best"), (started[-1] if started else {}).get("circumstances")
     if isinstance(best, dict) and best.get("name"):
-        return str(best["name"]), "max" if best.get("mode") == "max" else "min"
-    circumstances = started[-1].get("circumstances") if started else None
-    said = _MONITOR.fullmatch(str((circumstances or {}).get("monitor")))
-    name, mode = (said[1], said[2]) if said else ("loss", "min")
+        name, mode = str(best["name"]), str(best.get("mode"))
+    else:
+        said = _MONITOR.fullmatch(str(circumstances.get("monitor"))) if isinstance(circumstances, dict) else None
+        name, mode = (said[1], said[2]) if said else ("loss", "min")
     columns = {column for row in rows for column in row}
     return next((n for n in (name, f"test_{name}", f"train_{name}") if n in columns), f"test_{name}"), mode
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.helpers import PlainTrainer, loader, make
+from zae_engine.logs.history_file import one_each
 from zae_engine.trainer.step_lines import StepLines
 
 
@@ -10,7 +11,7 @@ class Lined(PlainTrainer):
     """Takes lines after some of its steps; a value is there at every third only."""
 
     after: tuple[int, ...] = ()
-    _resumable = True
+    _lines_wanted = True
 
     def run(self, *args, **options):
         self.lines, self.taken = StepLines(self, True), []
@@ -20,7 +21,6 @@ class Lined(PlainTrainer):
 
     def _take(self, opened):
         self.taken += self.lines.take(self, opened)
-        self.lines.written()
 
     def _at_rest(self):
         opened = self._open is not None
@@ -42,7 +42,7 @@ def lines(after, **options):
 @pytest.mark.parametrize("after", [(), (1,), (6,), (3, 4, 12), tuple(range(1, 19))])
 def test_every_step_has_one_line(after):
     trainer, taken = lines(after)
-    steps = [line for line in taken if line["kind"] == "step"]
+    steps = [each for line in taken if line["kind"] == "steps" for each in one_each(line)]
     assert [line["step"] for line in steps] == list(range(1, 19))
     assert [line["epoch"] for line in steps] == [1] * 6 + [2] * 6 + [3] * 6
     assert [line["loss"] for line in steps] == trainer.get_loss_history()
@@ -58,10 +58,31 @@ def test_the_last_line_of_a_row_is_the_row(after):
     ]
 
 
-def test_lines_that_were_not_handed_over_come_again():
+def test_nothing_is_taken_twice():
     trainer = make(Lined)
     trainer.run(1, loader())
     again = StepLines(trainer, True)
-    assert len(again.take(trainer, False)) == len(again.take(trainer, False)) == 1
-    again.written()
+    assert [line["kind"] for line in again.take(trainer, False)] == ["row"]
     assert again.take(trainer, False) == []
+
+
+@pytest.mark.parametrize("after", [(), (2,), (3, 4, 12)])
+def test_a_point_has_the_mean_of_the_steps_since_the_last_one(after):
+    trainer, taken = lines(after)
+    losses, points = trainer.get_loss_history(), [line for line in taken if line["kind"] == "point"]
+    ends = sorted({*after, 6, 12, 18})
+    assert [point["step"] for point in points] == ends
+    for begin, point in zip([0, *ends], points, strict=False):
+        here = losses[begin : point["step"]]
+        sizes = [8 if step % 6 else 5 for step in range(begin + 1, point["step"] + 1)]
+        expected = sum(loss * size for loss, size in zip(here, sizes, strict=True)) / sum(sizes)
+        assert point["train"]["loss"] == pytest.approx(expected)
+        assert point["samples"] == sum(sizes)
+        assert 0 <= point["seconds"]["data"] < point["seconds"]["all"]
+
+
+def test_a_long_epoch_has_several_lines_of_steps():
+    trainer = make(Lined)
+    trainer.run(1, loader(1500, batch_size=1))
+    columns = [line for line in trainer.taken if line["kind"] == "steps"]
+    assert [(line["first"], len(line["values"]["loss"])) for line in columns] == [(1, 1000), (1001, 500)]

@@ -1,9 +1,10 @@
 """``history.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
 
-A line is of one ``kind``: ``attempt`` (the run was started, or gone on with), ``step`` (one optimizer step's values),
-``row`` (one row of the history; of two with the same number the later one holds) or ``checkpoint``. A run that goes on
-from a checkpoint appends an ``attempt`` whose ``after`` says which line of the file it follows, by its number: from 1,
-0 for none. Those in between were of steps that are done again, or of another way on from an earlier checkpoint.
+A line is of one ``kind``: ``attempt`` (the run was started, or gone on with), ``steps`` (the values of some optimizer
+steps, one after the other), ``point`` (the means since the last one), ``row`` (one row of the history; of two with the
+same number the later one holds), ``checkpoint`` or ``end``. A run that goes on from a checkpoint appends an ``attempt``
+whose ``after`` says which line of the file it follows, by its number: from 1, 0 for none. Those in between were of
+steps that are done again, or of another way on from an earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +21,53 @@ Line = dict[str, Any]
 
 
 def read_history(path: str | os.PathLike[str]) -> list[Line]:
-    """Read the lines that hold: of every step one, whatever happened in between.
+    """Read the lines that hold: of every step one, of kind ``step``, whatever happened in between.
 
     Parameters
     ----------
     path : path-like
         A run folder, or its ``history.jsonl``. No file has no lines; a line that a crash has cut is passed over.
     """
-    path = Path(path)
-    path = path / "history.jsonl" if path.is_dir() else path
-    texts = path.read_bytes().split(b"\n") if path.is_file() else ()
-    lines = [line for text in texts if (line := _parsed(text)) is not None]
-    held, place = list[Line](), len(lines)
+    lines = []
+    for line in held([line for text in _texts(Path(path)) if (line := parsed(text)) is not None]):
+        lines += one_each(line) if line.get("kind") == "steps" else [line]
+    return lines
+
+
+def held(lines: Sequence[Line]) -> list[Line]:
+    """Of all whole lines of a file those that hold."""
+    kept, place = list[Line](), len(lines)
     while place:  # from the last one back, since a line of before that was passed over may hold again
-        held.append(lines[place - 1])
+        kept.append(lines[place - 1])
         place = _before(lines[place - 1], place - 1)
-    return held[::-1]
+    return kept[::-1]
+
+
+def one_each(line: Line) -> Iterator[Line]:
+    """A line of kind ``steps`` as one of kind ``step`` for each of them, with the values that the step has."""
+    values, first = line.get("values") or {}, line.get("first", 1)
+    for place in range(max(map(len, values.values()), default=0)):
+        own = {key: column[place] for key, column in values.items() if column[place] is not None}
+        yield {"kind": "step", "step": first + place, "epoch": line.get("epoch"), **own}
+
+
+def _texts(path: Path) -> Sequence[bytes]:
+    path = path / "history.jsonl" if path.is_dir() else path
+    return path.read_bytes().split(b"\n") if path.is_file() else ()
 
 
 def _count(path: Path) -> int:
     """Whole lines of the file; of a million steps, only those that are not plainly whole are parsed."""
     count = 0
-    for text in path.read_bytes().split(b"\n") if path.is_file() else ():
-        flat = text.startswith(b'{"kind": "step", ') and text.endswith(b"}") and text.count(b"{") == 1
+    for text in _texts(path):
+        plain = text.startswith(b'{"kind": "steps", ') and text.endswith(b"]}}") and text.count(b"{") == 2
         ends = text.count(b'"') % 2 == 0 and b"\\" not in text  # and not in the middle of a name, as a cut one may
-        count += bool(flat and ends) or _parsed(text) is not None
+        count += bool(plain and ends) or parsed(text) is not None
     return count
 
 
-def _parsed(text: bytes) -> Line | None:
+def parsed(text: bytes) -> Line | None:
+    """One line of the file; None when it is not whole."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -64,6 +84,8 @@ def _before(line: Mapping[str, Any], last: int) -> int:
 class HistoryFile:
     """Appends to a run's ``history.jsonl``; whole lines or none, also when the disk is full.
 
+    Lines are put by the training, and written by whichever thread calls `write`, in the order in which they were put.
+
     Parameters
     ----------
     path : Path
@@ -78,28 +100,41 @@ class HistoryFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = _count(path)
-        self._waiting: list[bytes] = []
+        self._waiting: list[Line] = []
+        self._writing = threading.Lock()
 
-    def hold(self, lines: Sequence[Line]) -> None:
-        """Keep lines, which the next `append` writes."""
-        self._waiting += [json.dumps(_plain(line), ensure_ascii=False).encode() + b"\n" for line in lines]
+    def put(self, lines: Sequence[Line]) -> int:
+        """Keep lines for the next `write`; return the number of the last one."""
+        self._waiting.extend(lines)
         self.count += len(lines)
+        return self.count
+
+    def write(self, flush: bool = False) -> None:
+        """Write what waits, and with `flush` see to it that it is on the disk; what fails goes with the next one."""
+        with self._writing:
+            waiting = len(self._waiting)  # more may come meanwhile
+            if not waiting and not (flush and self.path.is_file()):
+                return
+            with open(self.path, "ab") as file:
+                end = file.tell()
+                try:
+                    file.write(self._content(waiting, end))
+                    file.flush()
+                    if flush:
+                        os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.path, end)
+                    raise
+            del self._waiting[:waiting]
 
     def append(self, lines: Sequence[Line] = ()) -> None:
-        """Write lines and flush them to the disk; those that cannot be written go with the next ones."""
-        self.hold(lines)
-        if not self._waiting:
-            return
-        with open(self.path, "ab") as file:
-            end = file.tell()
-            try:
-                file.write((b"" if self._ends_a_line(end) else b"\n") + b"".join(self._waiting))
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self.path, end)
-                raise
-        self._waiting = []
+        """Put lines and write them to the disk."""
+        self.put(lines)
+        self.write(flush=True)
+
+    def _content(self, waiting: int, end: int) -> bytes:
+        texts = [json.dumps(_plain(line), ensure_ascii=False) + "\n" for line in self._waiting[:waiting]]
+        return (b"" if self._ends_a_line(end) else b"\n") + "".join(texts).encode()
 
     def _ends_a_line(self, end: int) -> bool:
         if not end:
@@ -114,5 +149,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) == {float} and all(map(math.isfinite, value)):
+            return value  # a column of steps, most of the file
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,7 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
+from ..logs.curves import figure_of
 from .batch import is_scalar
 
 Row = dict[str, float | int | None]
@@ -302,10 +303,13 @@ class History(Sequence[Row]):
     ----------
     writes : bool
         Whether this process writes files; of several, one does.
+    resumes : list of int
+        The steps at which the run went on from a checkpoint.
     """
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.resumes: list[int] = []
         self.writes = True
 
     def __len__(self) -> int:
@@ -364,7 +368,7 @@ class History(Sequence[Row]):
             writer.writerows(self.rows)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
-        """Draw losses, metrics and learning rate over the epochs.
+        """Draw losses, metrics and learning rate over the steps, with marks where the run went on.
 
         Parameters
         ----------
@@ -380,13 +384,7 @@ class History(Sequence[Row]):
         ModuleNotFoundError
             Without matplotlib, with the command that installs it.
         """
-        try:
-            from .plots import draw_history
-        except ModuleNotFoundError as error:
-            need = "history.plot() needs matplotlib; install it: pip install 'zae-engine[plot]'"
-            raise ModuleNotFoundError(need) from error
-
-        figure = draw_history(self)
+        figure = figure_of(self.rows, resumes=self.resumes, who="history.plot()")
         if path is not None and self.writes:
             figure.savefig(path, dpi=150)
         return figure

@@ -5,13 +5,11 @@ The trainer is passed as Any, since its module is above this one.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,15 +17,12 @@ from torch import Tensor
 from ..checkpoint.commit import clear_leftovers
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, committed, name_of, next_serial
-from ..checkpoint.lock import RunLock
 from ..checkpoint.sharded import whole_model
-from ..logs.history_file import HistoryFile, Line
 from .contents import best_extra, check_savable, whole_of
 from .processes import is_sharded
-from .run_file import note_attempt
+from .run_log import RunLog
 from .saving import BEST, MODEL, STATE, Contents, Saver
 from .schedule import Duration
-from .step_lines import StepLines
 from .taking_up import TakingUp
 
 FAILED = "a checkpoint could not be written: "
@@ -39,9 +34,8 @@ class Keeper(TakingUp):
 
     Parameters
     ----------
-    trainer : Trainer
-    folder : Path
-        The run's.
+    log : RunLog
+        The run's, with its folder.
     suffix : str
         Of the files of tensors.
     every : Duration
@@ -54,15 +48,14 @@ class Keeper(TakingUp):
 
     def __init__(
         self,
-        trainer: Any,
-        folder: Path,
+        log: RunLog,
         suffix: str,
         every: Duration,
         keep: tuple[int | None, int],
         in_background: bool,
         required: bool,
     ) -> None:
-        super().__init__(trainer, folder)
+        super().__init__(log)
         self.every, self.required = every, required
         self._suffix, self._keep, self._in_background = suffix, keep, in_background
         self._saver: Saver | None = None
@@ -75,13 +68,11 @@ class Keeper(TakingUp):
     @contextmanager
     def holding(self) -> Iterator[None]:
         """Inside, no other job writes into the folder."""
-        lock = RunLock(self.folder)
-        self._processes.on_first(lambda: self._take(lock))
-        try:
+        with self.log.holding():
+            for sentence in self._processes.on_first(lambda: clear_leftovers(self.folder / FOLDER)):
+                if self._processes.first:
+                    warnings.warn(sentence, stacklevel=6)
             yield
-        finally:
-            if self._processes.first:
-                lock.release()
 
     @contextmanager
     def running(self, counts: bool = True) -> Iterator[None]:
@@ -92,68 +83,28 @@ class Keeper(TakingUp):
         counts : bool
             Whether it is a call of `run`.
         """
+        self._processes.on_first(lambda: check_savable(self.trainer))
         try:
-            self._open()
-            yield
+            with self.log.opened(ends=counts):
+                try:
+                    self._open()
+                    yield
+                except BaseException as error:
+                    self._break_off(error)
+                    raise
             if counts:
                 self.calls, self._broken = self.calls + 1, False
-        except BaseException as error:
+        except BaseException:
             self._broken |= counts
-            self._break_off(error)
             raise
         finally:
             self._saver = None
 
-    def _take(self, lock: RunLock) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            is_file = self.folder.exists()
-            reason = (
-                "is a file; give a folder, which is made if needed" if is_file else f"cannot be made: {error.strerror}"
-            )
-            raise CheckpointError(f"save_path={str(self.folder)!r} {reason}") from error
-        lock.acquire()
-        for sentence in clear_leftovers(self.folder / FOLDER):
-            warnings.warn(sentence, stacklevel=8)
-
     def _open(self) -> None:
-        self._processes.on_first(lambda: check_savable(self.trainer))
-        token = f"{time.time_ns():x}-{os.getpid()}"
-        serial, token = self._processes.on_first(lambda: (next_serial(self.folder / FOLDER), token))
-        self._serial = serial
-        history = HistoryFile(self.folder / "history.jsonl") if self._processes.first else None
-        self._saver = Saver(self.folder, self._processes, self._suffix, self._keep, token, history, self._in_background)
+        self._serial = self._processes.on_first(lambda: next_serial(self.folder / FOLDER))
+        where = (self.folder, self._processes, self._suffix, self._keep, self.log.token, self.log.file)
+        self._saver = Saver(*where, self._in_background)
         self._due, self._writing, self._saver_failed = False, False, None
-        self._processes.on_first(lambda: self._note(history, token))
-        self._check_shared(token)
-        self._lines, self._begins = StepLines(self.trainer, self._begins), False
-
-    def _note(self, history: HistoryFile | None, token: str) -> None:
-        """Note that the run begins, or goes on, in run.json and in the history."""
-        assert history is not None  # this is process 0
-        number = note_attempt(self.folder, self.trainer, token, self.facts)
-        if self._after is not None or not self._mine:
-            after = min(self._after or 0, history.count)
-            step = self.trainer.progress_checker.get_step() - 1
-            history.append([{"kind": "attempt", "attempt": number, "after": after, "step": step,
-                             "from": self._from, "time": time.time()}])  # fmt: skip
-        self._after, self._mine = None, True
-
-    def _check_shared(self, token: str) -> None:
-        """Refuse processes that see other folders at that path."""
-        path, sees = self.folder / "run.json", False
-        for _ in range(50):  # a shared file system may take a while to show a file
-            sees = path.is_file() and token in path.read_text(encoding="utf-8")
-            if sees or self._processes.count == 1:
-                break
-            time.sleep(0.1)
-        blind = [str(i) for i, seen in enumerate(self._processes.gather(sees)) if not seen]
-        if blind:
-            raise CheckpointError(
-                f"save_path={str(self.folder)!r} is not the same folder on process {', '.join(blind)} as on process 0;"
-                " give one on a file system that all machines share, as an absolute path"
-            )
 
     def finish(self) -> None:
         """Wait until all that was saved is written, on every process.
@@ -219,15 +170,6 @@ class Keeper(TakingUp):
             self.save(complete)
         else:
             self._account()
-            self._append(self._lines.take(trainer, opened=False))
-
-    def _append(self, lines: list[Line]) -> None:
-        """Let the history have the lines of an epoch that goes unsaved; while the thread is busy, they wait."""
-        assert self._saver is not None  # while it runs
-        if not self._saver.busy:
-            self._saver.append(lines)
-            self._lines.written()
-            self._writing = True
 
     def save(self, complete: bool = False) -> str:
         """Save now, at rest; every process calls it. Returns the name of the checkpoint."""
@@ -245,16 +187,16 @@ class Keeper(TakingUp):
         if self._processes.first:
             contents.documents[STATE] |= {"call": contents.summary["call"], "begun": begun, "complete": complete,
                                           "best": self._best, "best_extra": best_extra(trainer)}  # fmt: skip
-        lines = self._lines.take(trainer, opened=trainer._open is not None)
+        self.log.take()
         name = name_of(self._serial, contents.summary["step"])
-        contents.lines = [*lines, {"kind": "checkpoint", "step": contents.summary["step"], "name": name,
-                                   "blocked": saver.blocked, "time": time.time()}]  # fmt: skip
-        self._lines.written()
+        contents.history = self.log.put([{"kind": "checkpoint", "step": contents.summary["step"], "name": name,
+                                          "blocked": saver.blocked, "time": time.time()}])  # fmt: skip
         self._serial += 1
         self._writing = True
         saver.save(contents)
         blocked = time.perf_counter() - start
         saver.blocked += blocked
+        trainer._spent.saving += blocked
         self._unnamed += blocked
         self._account()
         return name
@@ -279,8 +221,8 @@ class Keeper(TakingUp):
             "metrics": metrics if rows and rows[-1]["step"] == step else {},
             "complete": complete,
             "call": call,
-            "settings": self.facts[0],
-            "circumstances": self.facts[1],
+            "settings": self.log.facts[0],
+            "circumstances": self.log.facts[1],
             "seed": trainer.seed,
         }
         if self._monitored is not None and self._monitored[0] == step:

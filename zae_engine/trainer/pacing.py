@@ -21,11 +21,13 @@ class Pacing(Resuming):
     scheduler_step_on_batch: bool
     _title: str
     _speed: float
+    _samples: int
 
     def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
         """Between two steps: validate and save if it is due; return whether the run ends here."""
         assert self._open is not None  # there is a step in an epoch only
         step, self._open.paused = self.progress_checker.get_step() - 1, False
+        self._spent.samples += self._samples
         due = self._validation.at_step(step)
         if due or self._agreement.due(step):
             due |= self._settle(step)
@@ -52,10 +54,12 @@ class Pacing(Resuming):
 
     def _settle(self, step: int) -> bool:
         """Agree with the other processes on whether to stop; return whether it is time for a validation."""
-        clocks = (self._validation.late(), self._saving is not None and self._saving.late())
-        wish, (tests, saves) = self._agreement.settle(step, self._own_wish(), clocks)
+        saves, logs = (every is not None and every.late() for every in (self._saving, self._logging))
+        clocks = (self._validation.late(), saves, logs)
+        wish, (tests, saves, logs) = self._agreement.settle(step, self._own_wish(), clocks)
         self._stop_reason = self._stop_reason or wish.stop or self._budget.spent(step)
         self._save_due |= saves
+        self._log_due |= logs
         if wish.away and not self._is_over():
             self._leave(wish.away)
         return tests
@@ -70,7 +74,8 @@ class Pacing(Resuming):
         losses, log = len(self.log_test.losses), self.log_test
         generators = {name: loader_states(loader) for name, loader in self._valid_sets.items()}
         try:
-            return self._validate(**kwargs)
+            with self._spent.on("evaluation"):
+                return self._validate(**kwargs)
         except CalledAway as call:  # it is begun again from the same order, and each of its losses counts once
             for name, states in generators.items():
                 put_loader_states(self._valid_sets.get(name), states)

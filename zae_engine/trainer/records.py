@@ -20,6 +20,7 @@ from .compose import Seams
 from .history import EpochLog, History, Row
 from .processes import Processes, is_sharded
 from .progress import ProgressChecker
+from .spent import Spent
 
 Path = str | PathLike[str]
 
@@ -38,7 +39,7 @@ class Records(Seams):
     loss_buffer: float
     weight_buffer: dict[str, list[Any]]
     _valid_sets: dict[str, Any]
-    _resumable: bool
+    _lines_wanted = False  # whether somebody writes down each step's values
     _processes: Processes
 
     def _start_records(self, monitor: str, monitor_mode: str, on_nan: str) -> None:
@@ -49,14 +50,14 @@ class Records(Seams):
                 f"monitor={monitor!r} is not a metric's name; write 'loss', or another metric's, such as 'acc'"
             )
         self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
-        self.history, self.progress_checker = History(), ProgressChecker()
+        self.history, self.progress_checker, self._spent = History(), ProgressChecker(), Spent()
         self.train_metrics, self.test_metrics = {}, {}
         self.loss_buffer = math.inf if monitor_mode == "min" else -math.inf
         self.weight_buffer = {"epoch": [], "weight": []}
 
     def _start_logs(self) -> None:
         """Begin logs that suit the number of processes; one of them writes files."""
-        watch, parts = self.on_nan == "stop", self._processes.count > 1 or self._resumable
+        watch, parts = self.on_nan == "stop", self._processes.count > 1 or self._lines_wanted
         self.log_train, self.log_test = (EpochLog(self._not_finite, watch, parts) for _ in range(2))
         self.history.writes = self._processes.first
 

@@ -74,6 +74,8 @@ class Resuming(Evaluating):
     loader: Any
     _saving: Interval | None = None
     _save_due = False
+    _logging: Interval | None = None
+    _log_due = False
     _budget: Budget
     _agreement: Agreement
     _open: Open | None = None

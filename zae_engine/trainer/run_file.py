@@ -16,8 +16,10 @@ from ..checkpoint.errors import CheckpointError
 from .fingerprint import without_secrets
 
 
-def note_attempt(folder: Path, trainer: Any, token: str, facts: tuple[Mapping[str, Any], Mapping[str, Any]]) -> int:
-    """Add an attempt to a run folder's ``run.json``, whole or not at all; return its number, from 1."""
+def note_attempt(
+    folder: Path, trainer: Any, token: str, facts: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Add an attempt to a run folder's ``run.json``, whole or not at all; return it."""
     path = folder / "run.json"
     run = read_run(folder)
     there = run.get("attempts")
@@ -40,7 +42,7 @@ def note_attempt(folder: Path, trainer: Any, token: str, facts: tuple[Mapping[st
         write_json(path, {"format": 1, "attempts": [*attempts, attempt]})
     except OSError as error:
         raise CheckpointError(f"{str(path)!r} cannot be written: {in_words(error, path)}") from error
-    return len(attempts) + 1
+    return attempt
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from ..checkpoint.documents import write_packed, write_tensors
 from ..checkpoint.folder import FOLDER, name_of
 from ..checkpoint.retention import retain
 from ..checkpoint.snapshot import Snapshot
-from ..logs.history_file import HistoryFile, Line
+from ..logs.history_file import HistoryFile
 from .processes import Processes
 
 Weights = Mapping[str, Mapping[str, Tensor]]
@@ -52,8 +52,8 @@ class Contents:
         What this process holds of a sharded training.
     together : callable, optional
         Writes further files into the folder, and has to be called by all processes at once, not beside the training.
-    lines : list of dict
-        For the history, ahead of the commit.
+    history : int
+        How many lines the history has at this point.
     is_best : bool
         Whether the best weights are in it.
     """
@@ -64,7 +64,7 @@ class Contents:
     private: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     sharded: Any = None
     together: Callable[[Path], list[str]] | None = None
-    lines: list[Line] = field(default_factory=list)
+    history: int = 0
     is_best: bool = False
 
 
@@ -124,11 +124,6 @@ class Saver:
         else:
             self._try(job)
 
-    def append(self, lines: Sequence[Line]) -> None:
-        """Write lines of the history beside the training; nothing else may be under way."""
-        if self._history is not None:
-            self._background.submit(partial(self._history.append, list(lines)))
-
     def wait(self, timeout: float | None = None) -> None:
         """Wait for what is being written."""
         self._background.wait(timeout)
@@ -178,18 +173,16 @@ class Saver:
     def _write(self, contents: Contents, documents: dict[str, Any], weights: Weights) -> None:
         name = name_of(contents.summary["serial"], contents.summary["step"])
         commit = Commit(self.folder / FOLDER, name, self._token, self._processes.index, self._processes.count)
-        if self._history is not None:
-            self._history.hold(contents.lines)  # when this commit fails, they go with the next one's
         commit.write(partial(self._files, contents, documents, weights))
         if not self._processes.first:
             return
         if self._history is not None:
             try:
-                self._history.append()
+                self._history.write(flush=True)
             except OSError as error:
                 commit.abandon(str(error))
                 raise
-            contents.summary["history"] = self._history.count
+            contents.summary["history"] = contents.history
         path = commit.finish(contents.summary, _PATIENCE, lambda: time.monotonic() > self._patience)
         self.committed = str(path)
         if contents.is_best:

@@ -1,13 +1,17 @@
-"""The lines of the history file: values of the steps and rows, each once."""
+"""The lines of the history file that a training makes: values of the steps, points and rows, each once."""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from typing import Any
 
 from ..logs.history_file import Line
 from .gathering import mean_series
 from .history import Series
+from .spent import Spent
+
+_MOST = 1000  # steps a line
 
 
 class StepLines:
@@ -24,12 +28,13 @@ class StepLines:
     def __init__(self, trainer: Any, begins: bool) -> None:
         self._step = trainer.progress_checker.get_step() - 1  # the last step that has its line
         self._rows: list[Line] = [] if begins else [dict(row) for row in trainer.history.rows]
-        self._waiting: list[Line] = []
+        self._begin_point(trainer._spent)
 
     def take(self, trainer: Any, opened: bool) -> list[Line]:
-        """Collect; return all lines that wait. Every process calls it, process 0 gets the lines."""
-        log = trainer.log_train
-        done = trainer.progress_checker.get_step() - 1
+        """Collect, with a point at the end. Every process calls it, process 0 gets the lines."""
+        log, done = trainer.log_train, trainer.progress_checker.get_step() - 1
+        if done == self._step:
+            return self._new_rows(trainer)
         parts = log.parts(everything=False)
         first = done - parts["batches"] + 1  # the step of the epoch's first batch
         fresh = {key: _after(series, self._step - first) for key, series in parts["scalars"].items()}
@@ -38,18 +43,25 @@ class StepLines:
             names = dict.fromkeys(key for one in everyone for key in one)
             fresh = {k: mean_series([one[k] for one in everyone if k in one]) if len(everyone) > 1 else everyone[0][k]
                      for k in names}  # fmt: skip
-        steps, epoch = dict[int, Line](), trainer.progress_checker.get_epoch() - (not opened)
-        for key, series in fresh.items():
-            for place, value in zip(series.places, series.values, strict=True):
-                head: Line = {"kind": "step", "step": first + place, "epoch": epoch}
-                steps.setdefault(place, head)[key] = value
-        self._waiting += [steps[place] for place in sorted(steps)] + self._new_rows(trainer)
+        epoch = trainer.progress_checker.get_epoch() - (not opened)
+        lines = _columns(fresh, self._step + 1, first, done, epoch)
+        lines.append(self._point(trainer, fresh, done, epoch))
         self._step = done
-        return list(self._waiting)
+        return lines + self._new_rows(trainer)
 
-    def written(self) -> None:
-        """The lines have been handed over."""
-        self._waiting = []
+    def _point(self, trainer: Any, fresh: dict[str, Series], step: int, epoch: int) -> Line:
+        """What the steps since the last point were on the average, weighted by their items, and what they took."""
+        spent: Spent = trainer._spent
+        now, before = spent.now(), self._seconds
+        means = {key: _mean(series) for key, series in fresh.items() if len(series.values)}
+        seconds = {part: round(now[part] - before[part], 6) for part in now}
+        point = {"kind": "point", "step": step, "epoch": epoch, "lr": trainer._rate(), "time": time.time(),
+                 "train": means, "samples": spent.samples - self._samples, "seconds": seconds}  # fmt: skip
+        self._begin_point(spent)
+        return point
+
+    def _begin_point(self, spent: Spent) -> None:
+        self._seconds, self._samples = spent.now(), spent.samples
 
     def _new_rows(self, trainer: Any) -> list[Line]:
         rows = [dict(row) for row in trainer.history.rows]
@@ -66,3 +78,30 @@ def _after(series: Series, place: int) -> Series:
     """Its entries behind a place; the places are in order."""
     first = bisect_right(series.places, place)
     return Series(series.places[first:], series.values[first:], series.weights[first:])
+
+
+def _mean(series: Series) -> float:
+    weight = sum(series.weights)
+    if not weight:
+        return sum(series.values) / len(series.values)
+    return sum(value * weight for value, weight in zip(series.values, series.weights, strict=True)) / weight
+
+
+def _columns(fresh: dict[str, Series], begin: int, first: int, end: int, epoch: int) -> list[Line]:
+    """Steps `begin` to `end`, a column a value; place 0 of a series is step `first`."""
+    columns = {key: _column(series, begin - first, end - begin + 1) for key, series in fresh.items()}
+    lines = list[Line]()
+    for start in range(0, end - begin + 1, _MOST):
+        part = {key: column[start : start + _MOST] for key, column in columns.items()}
+        lines.append({"kind": "steps", "epoch": epoch, "first": begin + start, "values": part})
+    return lines
+
+
+def _column(series: Series, begin: int, length: int) -> list[float | None]:
+    values: list[float | None] = list(series.values)
+    if len(values) == length:
+        return values
+    column: list[float | None] = [None] * length
+    for place, value in zip(series.places, values, strict=True):
+        column[place - begin] = value
+    return column

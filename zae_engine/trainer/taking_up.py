@@ -6,7 +6,6 @@ The trainer is passed as Any, since its module is above this one.
 from __future__ import annotations
 
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
 from .contents import listed, put_whole, with_twins
 from .processes import Processes
+from .run_log import RunLog
 
-_MEMORY = ("calls", "_mine", "_at_an_end", "_after", "_from", "_begins", "_best")
+_MEMORY = ("calls", "_at_an_end", "_best")
 
 
 class TakingUp:
@@ -24,42 +24,36 @@ class TakingUp:
 
     Parameters
     ----------
-    trainer : Trainer
-    folder : Path
-        The run's.
+    log : RunLog
+        The run's, with its folder.
 
     Attributes
     ----------
-    facts : (dict, dict)
-        What decides the result, and what else there is.
     calls : int
         Calls of `run` that this trainer has brought to their end.
     """
 
-    def __init__(self, trainer: Any, folder: Path) -> None:
-        self._trainer, self.folder = weakref.ref(trainer), folder
-        self.facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        self.calls = 0
-        self._mine = False  # whether what is in the folder comes from this trainer
+    def __init__(self, log: RunLog) -> None:
+        self.log, self.calls = log, 0
         self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
         self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
         self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
-        self._after: int | None = None  # the last line of the history that holds, when it goes on from a checkpoint
-        self._from: str | None = None
         self._at_an_end = False  # whether the end of the last call was loaded, and nothing since
-        self._begins = True  # whether the history file has nothing of this run yet
         self._broken = False  # whether the last call broke off, so that the trainer stands where no checkpoint does
 
     @property
     def trainer(self) -> Any:
-        """Whose run it is. Held weakly, since the trainer holds this; so its memory is free when nobody uses it."""
-        return self._trainer()
+        """Whose run it is."""
+        return self.log.trainer
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self.log.folder
 
     @property
     def _processes(self) -> Processes:
-        """The trainer's: in a worker of a session they are others than when the trainer was made."""
-        processes: Processes = self.trainer._processes
-        return processes
+        return self.log.processes
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -73,7 +67,7 @@ class TakingUp:
     def refuse_foreign(self) -> None:
         """Refuse to begin a run in the folder of another one."""
         last = self._names()[-1:]
-        if last and not self._mine and self._after is None:
+        if last and not self.log.mine and self.log.after is None:
             raise CheckpointError(
                 f"save_path={str(self.folder)!r} has the checkpoints of an earlier run (the last: {last[0]}); write"
                 " run(..., resume='auto') to go on with it, or give another save_path="
@@ -111,7 +105,7 @@ class TakingUp:
 
     def has_done(self, call: int) -> bool:
         """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""
-        own = self._mine and self._after is None
+        own = self.log.mine and self.log.after is None
         return not self._broken and (own or self._at_an_end) and call < self.calls
 
     def has_loaded_its_end(self) -> None:
@@ -127,14 +121,14 @@ class TakingUp:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Give the trainer a checkpoint's state; return the document of process 0."""
-        self._at_an_end, self._mine = False, False  # also when it is put in partly only
+        self._at_an_end, self.log.mine = False, False  # also when it is put in partly only
         state = put_whole(self.trainer, checkpoint)
         self._broken = False
         self._best, self._best_weights, self._monitored = state["best"], None, None
         inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
-        self._after = checkpoint.manifest.get("history", 0) if inside else 0
-        self._from = str(checkpoint.path.name if inside else checkpoint.path)
-        self._begins = not inside
+        self.log.after = checkpoint.manifest.get("history", 0) if inside else 0
+        self.log.origin = str(checkpoint.path.name if inside else checkpoint.path)
+        self.log.begins = not inside
         self._load_best(checkpoint, inside, state["best_extra"])
         return state
 

@@ -277,7 +277,7 @@ class Trainer(Pacing):
             if training:
                 set_epoch(loader, epoch - 1)
             over = training and self._owes(bar, **kwargs)
-            for batch in () if over else plan:
+            for batch in () if over else self._spent.waiting(plan) if training else plan:
                 self.run_batch(batch, **kwargs)
                 bar.advance(self._samples)
                 if between(bar, **kwargs):

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint.folder import FOLDER, committed
 from ..launch.workers import WorkerError, run_workers
 from . import checks, sampling
+from .afterwards import Afterwards
 from .held_state import Root, owned_by, shake
 from .plan import named
 from .resume_trace import Recorder, Trace, first_difference, reason_for
@@ -282,7 +283,8 @@ def _end_workers(loaders: list[Any]) -> None:
 def _save_into(folder: Path, trainer: Any) -> None:
     keeper = trainer._keeper
     trainer.mode, trainer.log_bar, trainer._saving, trainer.save_path = "train", False, None, folder
-    keeper.folder, keeper.every, keeper.required, keeper._keep = folder, _NEVER, True, (None, 1)
+    keeper.every, keeper.required, keeper._keep = _NEVER, True, (None, 1)
+    trainer._run_log.folder, trainer._run_log.afterwards = folder, Afterwards(draws=False)
     keeper._best_weights = None  # they are in no checkpoint of this folder
 
 

@@ -15,10 +15,10 @@ from ...checkpoint.errors import CheckpointError
 from ...checkpoint.folder import FOLDER, Checkpoint
 from ...launch.start import interactive
 from ..checks import check_choice, check_number, read_limits
-from ..compose import AddOnBase
-from ..fingerprint import circumstances_of, data_of, differences, settings_of
+from ..fingerprint import differences
 from ..keeper import Keeper
 from ..progress import make_bar
+from ..run_folder import RunFolderAddon
 from ..schedule import Budget, Duration, Interval
 from ..signals import Interrupted, signals_noted
 from ..verify_resume import ResumeVerification, verify_resume
@@ -26,7 +26,7 @@ from ..verify_resume import ResumeVerification, verify_resume
 _FORMATS = {"safetensors": ".safetensors", "safetensor": ".safetensors", "ckpt": ".ckpt"}
 
 
-class StateManagerAddon(AddOnBase):
+class StateManagerAddon(RunFolderAddon):
     """Saves everything that a run needs to go on exactly, and goes on from it.
 
     Parameters
@@ -69,10 +69,7 @@ class StateManagerAddon(AddOnBase):
 
     # The trainer's.
     _resumable = True
-    _prepare: Callable[[], None]
-    _plan: Callable[..., Any]
     _finish_call: Callable[[], None]
-    _open: Any
     _resumed: Any
     log_bar: bool
     seed: int
@@ -110,12 +107,12 @@ class StateManagerAddon(AddOnBase):
         every = Duration.parse(save_every, "save_every")
         if kwargs.get("seeded_samples") is None:
             kwargs["seeded_samples"] = True
-        super().__init__(*args, **kwargs)
-        self.save_path = Path(save_path)
+        super().__init__(*args, save_path=save_path, **kwargs)
         how = (every, (keep_last, keep_best), save_async, save_required)
-        self._keeper = Keeper(self, self.save_path.absolute(), _FORMATS[save_format], *how)
+        self._keeper = Keeper(self._run_log, _FORMATS[save_format], *how)
+        self._run_log.best = self._run_log.folder / f"model{_FORMATS[save_format]}"
         self._saving = Interval(every) if every.unit == "s" else None
-        self._keeps, self._settings = False, dict[str, Any]()
+        self._keeps = False
 
     # ------------------------------------------------------------------ running
 
@@ -148,11 +145,7 @@ class StateManagerAddon(AddOnBase):
             if resume is not None:
                 raise ValueError("resume= goes on with a training; in mode 'test', load_state('best') loads a state")
             return super().run(n_epoch, loader, valid_loader, **options)
-        if getattr(self, "_forks", False):
-            raise TypeError(
-                "in a session, StateManagerAddon has to run in the processes that MultiGPUAddon starts; write"
-                " add_on(StateManagerAddon, MultiGPUAddon)"
-            )
+        self._refuse_session()
         self._note_settings()
         self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
         with self._keeper.holding():
@@ -178,11 +171,11 @@ class StateManagerAddon(AddOnBase):
     @property
     def _kept(self) -> dict[str, Any]:
         """What a session has to know of the calls of `run` that its workers made."""
-        return self._keeper.memory
+        return {"log": self._run_log.memory, "keeper": self._keeper.memory}
 
     @_kept.setter
     def _kept(self, values: dict[str, Any]) -> None:
-        self._keeper.memory = values
+        self._run_log.memory, self._keeper.memory = values["log"], values["keeper"]
 
     def _call_away(self, reason: str) -> None:
         self._called = self._called or reason
@@ -190,6 +183,7 @@ class StateManagerAddon(AddOnBase):
     def _at_rest(self) -> None:
         if self._keeps:
             self._keeper.at_rest()
+        super()._at_rest()
 
     def _leave(self, reason: str) -> NoReturn:
         """Save, wait until it is written on every process, and go."""
@@ -307,19 +301,6 @@ class StateManagerAddon(AddOnBase):
         """
         return verify_resume(self, loader, steps, valid_loader, max_time)
 
-    def _note_settings(self) -> None:
-        """Note, before anything is loaded or trained, what the result depends on."""
-        self._prepare()
-        if not self._settings:
-            self._settings = settings_of(self)
-            self._keeper.facts = (self._settings, circumstances_of(self, {}))
-
-    def _note_facts(self, loader: Any, valid_loader: Any, calls: dict[str, Any]) -> None:
-        """Note what this call is given."""
-        batch = self._plan(loader).batch_size or 0
-        calls["valid_loader"] = None if valid_loader is None else type(valid_loader).__name__
-        self._keeper.facts = ({**self._settings, **data_of(loader, batch)}, circumstances_of(self, calls))
-
     def _taken_up(self, resume: Any, n_epoch: Any, limits: dict[str, Any], loaders: tuple[Any, Any]) -> bool:
         """Go back to where the run was; return whether nothing is left to do."""
         keeper = self._keeper
@@ -376,7 +357,7 @@ class StateManagerAddon(AddOnBase):
 
     def _compare(self, found: Checkpoint, data_too: bool) -> None:
         """Refuse what would change the result, and show what else has changed since the checkpoint."""
-        manifest, (settings, circumstances) = found.manifest, self._keeper.facts
+        manifest, (settings, circumstances) = found.manifest, self._run_log.facts
         then = dict(manifest.get("settings", {}))
         data_too = data_too and "the dataset" in then  # it is not in what save_state() has saved before any run
         now = dict(settings if data_too else self._settings)

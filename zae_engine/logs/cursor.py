@@ -1,0 +1,61 @@
+"""How far a logger has got: ``loggers/NAME.json`` in the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Cursor:
+    """What one logger has of a run.
+
+    Attributes
+    ----------
+    logger : str
+        Its name.
+    id : str or None
+        The run's, at the logger's service.
+    step : int
+        All records up to this step have been delivered.
+    settings : dict
+        The user's, as far as they are plain and no secrets: `sync` opens the same run with them.
+    status : str
+        How it was closed: ``'done'``, ``'failed'``, ``'interrupted'``; ``'open'`` meanwhile, and after a kill.
+    """
+
+    logger: str
+    id: str | None = None
+    step: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    status: str = "open"
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Cursor:
+        """The one of a run folder, or a new one where there is none that can be read."""
+        try:
+            values = json.loads(path_of(folder, name).read_bytes())
+            return cls(name, values["id"], int(values["step"]), dict(values["settings"]), str(values["status"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(name)
+
+    def save(self, folder: Path) -> None:
+        """Write it, whole or not at all; not flushed to the disk, since it can be found out again."""
+        path = path_of(folder, self.logger)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """Where a logger's cursor lies."""
+    return folder / "loggers" / f"{name}.json"
+
+
+def cursors_in(folder: Path) -> list[Cursor]:
+    """Those of all loggers that a run folder has known."""
+    return [Cursor.load(folder, path.stem) for path in sorted((folder / "loggers").glob("[!.]*.json"))]

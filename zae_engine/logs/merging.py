@@ -1,0 +1,119 @@
+"""From the lines of ``history.jsonl`` to records: all that is known of a step in one piece, steps that only grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .history_file import Line, held, parsed
+from .logger import Record
+
+_PLACES = ("epoch", "step", "lr", "seconds", "saving", "number", "kind")
+_STEPS = b'{"kind": "steps"'
+
+
+class Merger:
+    """Puts points and rows of one step together; a record is whole when a later step, or the run's end, comes.
+
+    Names: ``train/loss`` is the mean since the last record, ``train/loss_epoch`` the epoch's so far, ``train/acc`` a
+    metric that only the epoch has; ``test/loss`` a validation's.
+    """
+
+    def __init__(self) -> None:
+        self._open: Record | None = None
+        self._of_steps: set[str] = set()
+
+    def add(self, line: Line) -> Record | None:
+        """Take a line; return the record that it shows to be whole."""
+        kind = line.get("kind")
+        if kind == "end":
+            return self._begin(None)
+        if kind not in ("point", "row"):
+            return None
+        values = self._of_point(line) if kind == "point" else self._of_row(line)
+        step = int(line["step"])
+        if self._open is not None and self._open.step == step:
+            self._open.values.update(values)
+            return None
+        return self._begin(Record(step, float(line.get("time") or 0.0), values))
+
+    def _begin(self, record: Record | None) -> Record | None:
+        whole, self._open = self._open, record
+        return whole
+
+    def _of_point(self, line: Line) -> dict[str, float]:
+        means = _numbers(line.get("train") or {})
+        self._of_steps |= means.keys()
+        values = {f"train/{key}": value for key, value in means.items()}
+        seconds = line.get("seconds") or {}
+        if whole := float(seconds.get("all") or 0.0):
+            values["samples/s"] = float(line.get("samples") or 0) / whole
+            values["waiting for data"] = float(seconds.get("data") or 0.0) / whole
+        return {"epoch": float(line["epoch"]), "lr": float(line["lr"]), **values}
+
+    def _of_row(self, line: Line) -> dict[str, float]:
+        values = {"epoch": float(line["epoch"]), "lr": float(line.get("lr") or 0.0)}
+        for name, value in _numbers({k: v for k, v in line.items() if k not in _PLACES}).items():
+            split, _, key = name.partition("_")
+            if split == "train":
+                values[f"train/{key}_epoch" if key in self._of_steps else f"train/{key}"] = value
+            else:
+                values[f"test/{key}" if split == "test" else name] = value
+        return values
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """As floats; "nan" and "inf" are how the file has what JSON lacks."""
+    return {key: float(value) for key, value in values.items() if value is not None}
+
+
+class Tail:
+    """Reads a history file from its beginning, and then what is appended, as records.
+
+    Parameters
+    ----------
+    path : Path
+        The ``history.jsonl``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset, self._merger = 0, Merger()
+
+    def read(self) -> Iterator[Record]:
+        """The records that have become whole since the last time; only those that hold."""
+        lines = self._new()
+        if any(line.get("kind") == "attempt" for line in lines) and self._offset:
+            self._offset, self._merger = 0, Merger()  # it says which lines of before hold
+            lines = self._new()
+        yield from _merged(self._merger, held(lines))
+
+    def _new(self) -> list[Line]:
+        """The new whole lines; the numbers of steps, which no record needs, unparsed."""
+        if not self.path.is_file():
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        end = content.rfind(b"\n") + 1
+        self._offset += end
+        texts = content[:end].split(b"\n")
+        lines = ({"kind": "steps"} if t.startswith(_STEPS) and t.endswith(b"}}") else parsed(t) for t in texts)
+        return [line for line in lines if line is not None]
+
+
+def _merged(merger: Merger, lines: Iterable[Line]) -> Iterator[Record]:
+    for line in lines:
+        if (record := merger.add(line)) is not None:
+            yield record
+
+
+def records_of(path: Path) -> list[Record]:
+    """All records of a run folder, or of its ``history.jsonl``; of a run that broke off, the last one, too."""
+    path = path / "history.jsonl" if path.is_dir() else path
+    tail = Tail(path)
+    records = list(tail.read())
+    if (last := tail._merger.add({"kind": "end"})) is not None:
+        records.append(last)
+    return records

@@ -1,0 +1,141 @@
+"""What comes after the lines of a run: loggers that read them, the picture, the summary. Nothing of it ends a training.
+
+The trainer is passed as Any, since its module is above this one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..logs.feed import Feed
+from ..logs.history_file import Line
+from ..logs.logger import RunInfo
+
+_SOON = 60.0  # seconds between two pictures of a run that goes on, at least
+_SHARE = 100  # of the time may go to them: one part in so many
+_PATIENCE = 10.0  # seconds that the end of `run` waits for the loggers
+
+
+class Afterwards:
+    """The readers of one run's history, on process 0.
+
+    Parameters
+    ----------
+    draws : bool
+        Whether pictures and a summary are made.
+
+    Attributes
+    ----------
+    feeds : dict of str to Feed
+        The loggers, by name.
+    """
+
+    def __init__(self, draws: bool = True) -> None:
+        self.feeds: dict[str, Feed] = {}
+        self.draws = draws
+        self._due = time.perf_counter() + _SOON
+        self._problems: list[str] = []
+
+    def begin(self, folder: Path, trainer: Any, attempt: dict[str, Any], fresh: bool) -> None:
+        """A run begins, or goes on; with `fresh`, it is a new one for the loggers."""
+        config = {key: value for key, value in attempt.items() if key not in ("token", "pid")}
+        info = RunInfo(folder, folder.name, config, monitor=(_monitored(trainer, config), trainer.monitor_mode))
+        for feed in self.feeds.values():
+            feed.begin(info, fresh)
+
+    def go_on(self, folder: Path) -> None:
+        """There are new lines; called beside the training."""
+        for feed in self.feeds.values():
+            feed.wake()
+        if self.draws and time.perf_counter() >= self._due:
+            start = time.thread_time()
+            self._draw(folder)
+            self._due = time.perf_counter() + max(_SOON, _SHARE * (time.thread_time() - start))
+
+    def problems(self) -> list[str]:
+        """What the user should know, told once."""
+        problems, self._problems = self._problems, []
+        return problems + [sentence for feed in self.feeds.values() for sentence in feed.problems()]
+
+    def end(self, folder: Path, status: str, best: Path | None) -> list[str]:
+        """A run has come to its end; return the lines that tell of it."""
+        summary, lines = dict[str, Any](), list[str]()
+        if self.draws:
+            summary, lines = self._summarize(folder)
+            self._draw(folder)
+        file = best if best is not None and best.is_file() else None
+        # A worker of a session ends without exit handlers, and a run that failed is told as such.
+        closes = status != "done" or multiprocessing.parent_process() is not None
+        for feed in self.feeds.values():
+            feed.offer(summary, file)
+        for feed in self.feeds.values():
+            if closes:
+                feed.close(status)
+            else:
+                feed.settle(_PATIENCE)
+        return lines
+
+    def _summarize(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
+        from ..logs.summary import summary_lines, write_summary
+
+        try:
+            summary = write_summary(folder)
+            return summary, summary_lines(summary)
+        except Exception as error:
+            self._problems.append(f"no summary.json was written: {type(error).__name__}: {error}")
+            return {}, []
+
+    def _draw(self, folder: Path) -> None:
+        try:
+            from ..logs.curves import draw_curves
+
+            draw_curves(folder, folder / "curves.png")
+        except ModuleNotFoundError:
+            self._due = float("inf")  # without matplotlib there is no picture, as the documentation says
+        except Exception as error:
+            self._problems.append(f"no curves.png was drawn: {type(error).__name__}: {error}")
+
+
+def end_line(trainer: Any, status: str, reason: str) -> Line:
+    """The line of ``history.jsonl`` that ends a call of `run`."""
+    epochs, best = trainer.weight_buffer["epoch"], dict[str, Any]()
+    if epochs:
+        best = {"name": trainer.monitor, "mode": trainer.monitor_mode, "value": trainer.loss_buffer,
+                "epoch": epochs[-1] + 1}  # fmt: skip
+    return {"kind": "end", "status": status, "reason": reason, "step": trainer.progress_checker.get_step() - 1,
+            "time": time.time(), "memory": peak_memory(trainer.device), "loader": loader_facts(trainer.loader),
+            "best": best or None}  # fmt: skip
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """The most memory so far, in bytes: of this process, and of its GPU."""
+    return {"host": _resident(), "device": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None}
+
+
+def _resident() -> int | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def loader_facts(loader: Any) -> dict[str, Any]:
+    """What of a loader decides how quickly its batches come."""
+    names = ("num_workers", "prefetch_factor", "pin_memory", "persistent_workers")
+    return {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+
+
+def _monitored(trainer: Any, config: dict[str, Any]) -> str:
+    """The name that the monitored value has for the loggers."""
+    split, _, key = trainer.monitor.partition("_")
+    if key and split in ("train", "test"):
+        return f"{split}/{key}"
+    validated = "valid_loader" in config.get("circumstances", {})
+    return f"test/{trainer.monitor}" if validated else f"train/{trainer.monitor}_epoch"

@@ -1,0 +1,54 @@
+"""Where the time of a run goes, as the host sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PARTS = ("data", "evaluation", "saving", "logging")
+
+
+class Spent:
+    """Counts seconds by what they went to, and the samples that were trained meanwhile.
+
+    Attributes
+    ----------
+    data, evaluation, saving, logging : float
+        Seconds so far: waiting for the loader's next training batch, in validations, kept by checkpoints, by logs.
+        What is left of the whole is the training itself.
+    samples : int
+        Trained so far, by all processes together.
+    """
+
+    def __init__(self) -> None:
+        self.data = self.evaluation = self.saving = self.logging = 0.0
+        self.samples = 0
+        self._began = time.perf_counter()
+
+    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Go through `batches`, counting the time that each takes to come."""
+        clock, iterator = time.perf_counter, iter(batches)
+        while True:
+            start = clock()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                self.data += clock() - start
+                return
+            self.data += clock() - start
+            yield batch
+
+    @contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        """Count the time inside for a part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, part, getattr(self, part) + time.perf_counter() - start)
+
+    def now(self) -> dict[str, float]:
+        """Seconds by part, with ``all`` for the whole."""
+        return {"all": time.perf_counter() - self._began, **{part: getattr(self, part) for part in PARTS}}

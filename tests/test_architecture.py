@@ -68,7 +68,7 @@ LAYERS = [
     {"contents"},
     {"taking_up"},
     {"keeper"},
-    {"_trainer", "core", "early_stopping", "mix_precision", "multi_gpu", "state_manager", "addons", "zae_engine"},
+    {"_trainer", "core", "early_stopping", "mix_precision", "multi_gpu", "state_manager", "loggers", "web_logger", "addons", "zae_engine"},
     {"checkpoint_commands", "logs_commands"},
     {"cli"},
 ]

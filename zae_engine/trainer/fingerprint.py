@@ -128,6 +128,19 @@ def git_of(folder: Path) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def plain_settings(settings: Mapping[str, Any]) -> Facts:
+    """Settings of the user's that JSON can hold, without what looks like a password or a token."""
+    return {key: value for key, value in settings.items() if not _SECRET.search(key) and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and not _SECRET.search(key) and _is_plain(v) for key, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float))
+
+
 def without_secrets(words: list[str]) -> list[str]:
     """A command line without what looks like a password or a token: values of such names, and in addresses."""
     clean, hide = list[str](), False

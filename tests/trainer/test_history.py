@@ -320,7 +320,7 @@ def test_the_history_is_shown_as_a_table():
 
 
 def titles(figure):
-    return [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    return [axis.get_title(loc="left") for axis in figure.axes]
 
 
 def test_a_plot_is_written_and_returned(tmp_path):
@@ -335,21 +335,28 @@ def test_a_plot_is_written_and_returned(tmp_path):
 def test_metrics_get_panels_of_their_own_after_the_loss():
     values = {"train_acc": 0.5, "train_loss": 2.0, "train_grad_norm": 1.0, "test_acc": 0.4}
     figure = history(row(1, 5, **values)).plot()
-    assert titles(figure) == ["loss", "acc", "grad_norm", "learning rate"]
+    assert titles(figure) == ["loss", "acc", "gradient norm", "learning rate"]
     assert len(figure.axes[1].lines) == 2
 
 
-def test_a_panel_that_is_left_over_is_hidden():
+def test_there_are_as_many_panels_as_quantities():
     figure = history(row(1, 5, train_loss=2.0, train_acc=0.5)).plot()
     assert titles(figure) == ["loss", "acc", "learning rate"]
 
 
-def test_rows_within_an_epoch_stand_within_it():
+def test_rows_stand_at_their_steps():
     made = history(row(1, 2, test_loss=3.0), row(1, 8, test_loss=2.0, train_loss=1.0), row(2, 12, test_loss=1.0))
     made.put(row(2, 16, test_loss=0.5, train_loss=0.5))
     curves = {line.get_label(): line.get_xdata() for line in made.plot().axes[0].lines}
-    assert curves["test"] == pytest.approx([0.25, 1.0, 1.5, 2.0])
-    assert curves["train"] == pytest.approx([1.0, 2.0])
+    assert curves["test"].tolist() == [2, 8, 12, 16]
+    assert curves["train"].tolist() == [8, 16]
+
+
+def test_a_plot_marks_where_the_run_went_on():
+    made = history(row(1, 5, train_loss=2.0), row(2, 10, train_loss=1.0))
+    made.resumes = [7]
+    marks = [line.get_xdata() for line in made.plot().axes[0].lines if line.get_label() == "resumed"]
+    assert marks == [[7, 7]]
 
 
 def test_a_history_without_rows_can_be_drawn(tmp_path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .history_file import Line, held, parsed
+from .history_file import Line, held, parsed, read_history
 from .logger import Record
 
 _PLACES = ("epoch", "step", "lr", "seconds", "saving", "number", "kind")
@@ -18,20 +18,26 @@ class Merger:
 
     Names: ``train/loss`` is the mean since the last record, ``train/loss_epoch`` the epoch's so far, ``train/acc`` a
     metric that only the epoch has; ``test/loss`` a validation's.
+
+    Parameters
+    ----------
+    every_step : bool
+        A record for each step, with its own values, from lines of kind ``step``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_step: bool = False) -> None:
         self._open: Record | None = None
         self._of_steps: set[str] = set()
+        self._every_step = every_step
 
     def add(self, line: Line) -> Record | None:
         """Take a line; return the record that it shows to be whole."""
         kind = line.get("kind")
         if kind == "end":
             return self._begin(None)
-        if kind not in ("point", "row"):
+        if kind not in ("point", "row") and not (kind == "step" and self._every_step):
             return None
-        values = self._of_point(line) if kind == "point" else self._of_row(line)
+        values = {"point": self._of_point, "row": self._of_row}.get(kind, self._of_step)(line)
         step = int(line["step"])
         if self._open is not None and self._open.step == step:
             self._open.values.update(values)
@@ -42,10 +48,15 @@ class Merger:
         whole, self._open = self._open, record
         return whole
 
-    def _of_point(self, line: Line) -> dict[str, float]:
-        means = _numbers(line.get("train") or {})
+    def _of_step(self, line: Line) -> dict[str, float]:
+        return self._trained({key: value for key, value in line.items() if key not in _PLACES})
+
+    def _trained(self, means: dict[str, Any]) -> dict[str, float]:
         self._of_steps |= means.keys()
-        values = {f"train/{key}": value for key, value in means.items()}
+        return {f"train/{key}": value for key, value in _numbers(means).items()}
+
+    def _of_point(self, line: Line) -> dict[str, float]:
+        values = {} if self._every_step else self._trained(line.get("train") or {})
         seconds = line.get("seconds") or {}
         if whole := float(seconds.get("all") or 0.0):
             values["samples/s"] = float(line.get("samples") or 0) / whole
@@ -83,13 +94,15 @@ class Tail:
 
     def read(self) -> Iterator[Record]:
         """The records that have become whole since the last time; only those that hold."""
-        lines = self._new()
+        lines = self.lines()
         if any(line.get("kind") == "attempt" for line in lines) and self._offset:
             self._offset, self._merger = 0, Merger()  # it says which lines of before hold
-            lines = self._new()
-        yield from _merged(self._merger, held(lines))
+            lines = self.lines()
+        for line in held(lines):
+            if (record := self._merger.add(line)) is not None:
+                yield record
 
-    def _new(self) -> list[Line]:
+    def lines(self) -> list[Line]:
         """The new whole lines; the numbers of steps, which no record needs, unparsed."""
         if not self.path.is_file():
             return []
@@ -103,17 +116,19 @@ class Tail:
         return [line for line in lines if line is not None]
 
 
-def _merged(merger: Merger, lines: Iterable[Line]) -> Iterator[Record]:
-    for line in lines:
-        if (record := merger.add(line)) is not None:
-            yield record
+def records_of(path: Path, every_step: bool = False) -> list[Record]:
+    """All records of a run folder, or of its ``history.jsonl``; of a run that broke off, the last one, too.
 
-
-def records_of(path: Path) -> list[Record]:
-    """All records of a run folder, or of its ``history.jsonl``; of a run that broke off, the last one, too."""
-    path = path / "history.jsonl" if path.is_dir() else path
-    tail = Tail(path)
-    records = list(tail.read())
-    if (last := tail._merger.add({"kind": "end"})) is not None:
-        records.append(last)
-    return records
+    Parameters
+    ----------
+    path : Path
+    every_step : bool
+        One for each step, in place of one for each point.
+    """
+    merger = Merger(every_step)
+    if every_step:
+        lines = read_history(path)
+    else:  # of which the steps, most of the file, need not be read
+        tail = Tail(path / "history.jsonl" if path.is_dir() else path)
+        lines = held(tail.lines())
+    return [record for line in (*lines, {"kind": "end"}) if (record := merger.add(line)) is not None]

@@ -16,7 +16,7 @@ class WandBLoggerAddon(LoggerAddon):
     Examples
     --------
     >>> Logged = MyTrainer.add_on(StateManagerAddon, WandBLoggerAddon)
-    >>> trainer = Logged(model, optimizer=optimizer, save_path="runs/first", web_logger={"wandb": {"project": "digits"}})
+    >>> trainer = Logged(model, optimizer=optimizer, save_path="runs/first", web_logger={"wandb": {"tags": ["a"]}})
     """
 
     logger = "wandb"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .panels import NOT_DRAWN, TITLES, part_of, smoothed, thinned, window_of
 
@@ -158,13 +158,13 @@ def _curves(axis: Any, name: str, panel: Panel) -> None:
     others = [curve for curve in panel.curves if curve not in _STYLES]
     for curve, (x, y) in panel.curves.items():
         colour, marker = _STYLES.get(curve) or _OTHERS[others.index(curve) % len(_OTHERS)]
-        style = {"marker": marker, "markersize": 3.5} if len(x) <= _MARKED else {}
+        style = {"marker": marker, "markersize": 3.5} if len(x) <= (1 if name == "lr" else _MARKED) else {}
         label = curve or f"_{name}"
         axis.plot(*thinned(x, y), color=colour, label=label, linewidth=1.5, **style)
     if (name == "grad_norm" or "loss" in name) and _is_wide(panel, spikes=name == "grad_norm"):
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())
     else:
         axis.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
     axis.yaxis.set_major_formatter(FuncFormatter(_number))

@@ -17,15 +17,20 @@ _PARTS = {"compute": "computing", "data": "waiting for data", "evaluation": "eva
           "logging": "logging"}  # fmt: skip
 
 
-def write_summary(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Write a run folder's ``summary.json``, whole or not at all; return what is in it.
+def write_summary(run: RunLog | str | os.PathLike[str]) -> dict[str, Any]:
+    """Write a run's ``summary.json`` into its folder, whole or not at all; return what is in it.
+
+    Parameters
+    ----------
+    run : RunLog or path-like
+        A run, or its folder.
 
     Raises
     ------
     RunFolderError
         When there is no run.
     """
-    run = read_run(folder)
+    run = run if isinstance(run, RunLog) else read_run(run)
     summary = summarize(run)
     write_json(run.folder / SUMMARY, summary)
     return summary

@@ -90,7 +90,7 @@ def test_the_best_weights_are_an_artifact_by_option(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
     for keep in (False, True):
-        logger = MLflowLogger({"keep_model": keep, "experiment": "mine", "run_name": "first"})
+        logger = MLflowLogger({"log_model": keep, "experiment": "mine", "run_name": "first"})
         id = logger.start(info(tmp_path / "run"))
         logger.keep_file(weights)
         logger.summarize({"best": {"name": "test_loss", "value": 0.5}})

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from .logger import Logger, Record, RunInfo, flat
 from .registry import check_settings, installed
 
-_SETTINGS = ("artifact_location", "experiment", "keep_model", "run_name", "tags", "tracking_uri")
+_SETTINGS = ("artifact_location", "experiment", "log_model", "run_name", "tags", "tracking_uri")
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 # mlflow.utils.validation: what a store takes in one batch, and how long a name and a value may be.
 _METRICS, _PARAMS, _NAME, _VALUE = 1000, 100, 250, 6000
@@ -41,7 +41,7 @@ class MLflowLogger(Logger):
         Setting: the run's name there.
     tags : mapping, optional
         Setting: texts by name.
-    keep_model : bool, optional
+    log_model : bool, optional
         Setting: whether the best weights are kept as an artifact.
 
     Attributes
@@ -121,8 +121,8 @@ class MLflowLogger(Logger):
         self._tag({f"summary/{name}": value for name, value in flat(summary)})
 
     def keep_file(self, path: Path) -> None:
-        """Keep the best weights as an artifact, with ``keep_model=True``."""
-        if self.settings.get("keep_model"):
+        """Keep the best weights as an artifact, with ``log_model=True``."""
+        if self.settings.get("log_model"):
             self.client.log_artifact(self.run_id, str(path))
 
     def finish(self, status: str) -> None:

@@ -1,6 +1,11 @@
 import pytest
 import torch
 
+from zae_engine.trainer.afterwards import Afterwards
+
+# A picture takes longer than most of the runs here; the tests of pictures ask for them.
+Afterwards.pictures = False
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():

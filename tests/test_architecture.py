@@ -40,6 +40,7 @@ LAYERS = [
         "processes",
         "schedule",
         "spent",
+        "circumstances",
         "progress",
         "weights",
         "codec",

@@ -28,7 +28,7 @@ def read_history(path: str | os.PathLike[str]) -> list[Line]:
     path : path-like
         A run folder, or its ``history.jsonl``. No file has no lines; a line that a crash has cut is passed over.
     """
-    lines = []
+    lines = list[Line]()
     for line in held([line for text in _texts(Path(path)) if (line := parsed(text)) is not None]):
         lines += one_each(line) if line.get("kind") == "steps" else [line]
     return lines

@@ -132,3 +132,9 @@ def records_of(path: Path, every_step: bool = False) -> list[Record]:
         tail = Tail(path / "history.jsonl" if path.is_dir() else path)
         lines = held(tail.lines())
     return [record for line in (*lines, {"kind": "end"}) if (record := merger.add(line)) is not None]
+
+
+def resumes_in(path: Path) -> list[int]:
+    """The steps after which a run was gone on with, as its ``history.jsonl`` has it; the steps' values go unread."""
+    lines = held(Tail(path).lines())
+    return [int(line["step"]) for line in lines if line.get("kind") == "attempt" and line.get("after")]

@@ -169,7 +169,18 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     summary : mapping
         As `summarize` returns it.
     """
-    lines = [_outcome(summary), _best_line(summary), _speed(summary), _memory(summary), summary.get("advice")]
+    return [_outcome(summary), _best_line(summary), *effort_lines(summary)]
+
+
+def effort_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Of these lines those that tell what the run took: time, where it went, memory; advice when data were slow.
+
+    Parameters
+    ----------
+    summary : mapping
+        As `summarize` returns it; of it ``samples_per_second``, ``shares``, ``memory`` and ``advice`` are used.
+    """
+    lines = [_speed(summary), _memory(summary), summary.get("advice")]
     return [line for line in lines if line]
 
 

@@ -6,16 +6,17 @@ The trainer is passed as Any, since its module is above this one.
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-
+from ..logs.curves import CURVES, draw_curves
 from ..logs.feed import Feed
 from ..logs.history_file import Line
 from ..logs.logger import RunInfo
+from ..logs.reading import RunLog, read_run
+from ..logs.summary import SUMMARY, effort_lines, write_summary
+from .circumstances import loader_facts, peak_memory
 
 _SOON = 60.0  # seconds between two pictures of a run that goes on, at least
 _SHARE = 100  # of the time may go to them: one part in so many
@@ -28,13 +29,17 @@ class Afterwards:
     Parameters
     ----------
     draws : bool
-        Whether pictures and a summary are made.
+        Whether a picture and a summary are made.
 
     Attributes
     ----------
+    pictures : bool
+        Of the class: whether pictures are drawn at all.
     feeds : dict of str to Feed
         The loggers, by name.
     """
+
+    pictures: ClassVar[bool] = True
 
     def __init__(self, draws: bool = True) -> None:
         self.feeds: dict[str, Feed] = {}
@@ -63,12 +68,16 @@ class Afterwards:
         problems, self._problems = self._problems, []
         return problems + [sentence for feed in self.feeds.values() for sentence in feed.problems()]
 
+    def tell(self, summary: dict[str, Any]) -> None:
+        """Have something noted beside the curves, of an evaluation after the training say."""
+        for feed in self.feeds.values():
+            feed.offer(summary, None)
+
     def end(self, folder: Path, status: str, best: Path | None) -> list[str]:
         """A run has come to its end; return the lines that tell of it."""
         summary, lines = dict[str, Any](), list[str]()
         if self.draws:
             summary, lines = self._summarize(folder)
-            self._draw(folder)
         file = best if best is not None and best.is_file() else None
         # A worker of a session ends without exit handlers, and a run that failed is told as such.
         closes = status != "done" or multiprocessing.parent_process() is not None
@@ -82,24 +91,31 @@ class Afterwards:
         return lines
 
     def _summarize(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
-        from ..logs.summary import summary_lines, write_summary
-
+        """Write the summary and draw the picture, from one reading of the folder."""
         try:
-            summary = write_summary(folder)
-            return summary, summary_lines(summary)
+            run = read_run(folder)
+            summary = write_summary(run)
         except Exception as error:
             self._problems.append(f"no summary.json was written: {type(error).__name__}: {error}")
             return {}, []
+        self._draw(run)
+        there = [name for name in (SUMMARY, CURVES) if (folder / name).is_file()]
+        return summary, [*effort_lines(summary), f"In {str(_near(folder))!r}: {', '.join(there)}."]
 
-    def _draw(self, folder: Path) -> None:
+    def _draw(self, run: RunLog | Path) -> None:
+        if not self.pictures:
+            return
         try:
-            from ..logs.curves import draw_curves
-
-            draw_curves(folder, folder / "curves.png")
+            draw_curves(run)
         except ModuleNotFoundError:
             self._due = float("inf")  # without matplotlib there is no picture, as the documentation says
         except Exception as error:
             self._problems.append(f"no curves.png was drawn: {type(error).__name__}: {error}")
+
+
+def _near(folder: Path) -> Path:
+    """The folder, as it is seen from here if it lies below."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def end_line(trainer: Any, status: str, reason: str) -> Line:
@@ -111,25 +127,6 @@ def end_line(trainer: Any, status: str, reason: str) -> Line:
     return {"kind": "end", "status": status, "reason": reason, "step": trainer.progress_checker.get_step() - 1,
             "time": time.time(), "memory": peak_memory(trainer.device), "loader": loader_facts(trainer.loader),
             "best": best or None}  # fmt: skip
-
-
-def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """The most memory so far, in bytes: of this process, and of its GPU."""
-    return {"host": _resident(), "device": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None}
-
-
-def _resident() -> int | None:
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def loader_facts(loader: Any) -> dict[str, Any]:
-    """What of a loader decides how quickly its batches come."""
-    names = ("num_workers", "prefetch_factor", "pin_memory", "persistent_workers")
-    return {name: getattr(loader, name) for name in names if hasattr(loader, name)}
 
 
 def _monitored(trainer: Any, config: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from .._version import __version__
+from ..logs.summary import advice, effort_lines, shares_of
+from .circumstances import loader_facts, peak_memory
 from .history import Row
 from .plan import BatchPlan
 
@@ -43,9 +45,29 @@ def epoch_line(title: str, row: Row, speed: float) -> str:
 
 
 def farewell(trainer: Any) -> str:
-    """Why the run ended, and what its best weights are."""
+    """Why the run ended, what its best weights are, and what it took, unless a folder's summary will tell."""
+    effort = [] if trainer._lines_wanted or trainer.mode == "test" else effort_lines(_effort(trainer))
+    return "\n".join([_outcome(trainer), *effort])
+
+
+def _outcome(trainer: Any) -> str:
     reason = trainer.stop_reason or "done"
     if trainer.mode == "test" or not trainer.weight_buffer["epoch"] or not math.isfinite(trainer.loss_buffer):
         return f"{reason[0].upper()}{reason[1:]}."
     best = f"{trainer.monitor} {trainer.loss_buffer:.4g} in epoch {trainer.weight_buffer['epoch'][-1] + 1}"
     return f"{reason[0].upper()}{reason[1:]}. Best: {best}; apply_weights() puts its weights back."
+
+
+def _effort(trainer: Any) -> dict[str, Any]:
+    """Of this call of `run`, what a summary has of a whole run."""
+    spent, (before, samples) = trainer._spent.now(), trainer._spent_before
+    took = {part: spent[part] - before[part] for part in spent}
+    whole = took.pop("all")
+    shares = shares_of({"compute": max(whole - sum(took.values()), 0.0), **took}) or {}
+    loader = loader_facts(trainer.loader)
+    return {
+        "samples_per_second": (trainer._spent.samples - samples) / whole if whole else None,
+        "shares": shares,
+        "memory": peak_memory(trainer.device),
+        "advice": advice(shares.get("data", 0.0), loader, loader.get("cores"), trainer.device.type, took["data"]),
+    }

@@ -86,6 +86,7 @@ class Records(Seams):
         self._tested_loss: float | None = None  # of the last validation since the scheduler's last step
         self._tested_step: float | None = None
         self._rows_before = len(self.history)
+        self._spent_before = self._spent.now(), self._spent.samples
         self._warned: set[str] = set()
         for log in (self.log_train, self.log_test):
             log.listen(None)

@@ -33,6 +33,7 @@ class RunFolderAddon(AddOnBase):
     _plan: Callable[..., Any]
     _processes: Any
     _open: Any
+    test_metrics: dict[str, float]
     _log_due: bool
     _logging: Interval | None
 
@@ -64,7 +65,9 @@ class RunFolderAddon(AddOnBase):
     def run(self, n_epoch: Any = None, loader: Any = None, valid_loader: Any = None, **options: Any) -> Any:
         """Run, and write down what happens."""
         if self.mode == "test":
-            return super().run(n_epoch, loader, valid_loader, **options)
+            history = super().run(n_epoch, loader, valid_loader, **options)
+            self._run_log.afterwards.tell({"evaluation": dict(self.test_metrics)})
+            return history
         self._refuse_session()
         if not self._run_log.is_open:
             self._note_settings()

@@ -17,6 +17,7 @@ from ..checkpoint.background import Background
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.lock import RunLock
 from ..logs.history_file import HistoryFile, Line
+from ..logs.merging import resumes_in
 from .afterwards import Afterwards, end_line
 from .processes import Processes
 from .progress import make_bar
@@ -25,6 +26,7 @@ from .signals import Interrupted
 from .step_lines import StepLines
 
 _MEMORY = ("mine", "after", "origin", "begins")
+_USUAL = {"output", "target", "num_items"}  # what a step returns for metrics and for the trainer itself
 
 
 class RunLog:
@@ -63,7 +65,7 @@ class RunLog:
         self.file: HistoryFile | None = None  # while it is open, on process 0
         self.token = ""  # the same on all processes, another one in every attempt
         self.is_open, self._held, self._broken = False, False, False
-        self._background, self._failure = Background(), ""
+        self._background, self._failure, self._told = Background(), "", set[str]()
         self.attempt: dict[str, Any] = {}
 
     @property
@@ -156,6 +158,7 @@ class RunLog:
             step = self.trainer.progress_checker.get_step() - 1
             self.file.append([{"kind": "attempt", "attempt": self.attempt["attempt"], "after": after, "step": step,
                                "from": self.origin, "time": time.time()}])  # fmt: skip
+            self.trainer.history.resumes[:] = resumes_in(self.file.path)
         self.after, self.mine = None, True
 
     def _check_shared(self) -> None:
@@ -186,6 +189,17 @@ class RunLog:
             if lines:
                 self.put(lines)
                 self.write()
+                self._tell_others()
+
+    def _tell_others(self) -> None:
+        """Say once which values the loggers do not get."""
+        log = self.trainer.log_train
+        others = log.data.keys() - log.sums().keys() - _USUAL if self.afterwards.feeds and self.file else ()
+        for name in sorted(others - self._told if others else ()):
+            self._told.add(name)
+            self.say(
+                f"{name!r} of train_step is no number, so the loggers do not get it; trainer.loggers has their clients"
+            )
 
     def put(self, lines: Sequence[Line]) -> int:
         """Keep lines to be written; return the number of the last one, 0 where another process writes."""

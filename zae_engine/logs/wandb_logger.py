@@ -139,7 +139,7 @@ class WandBLogger(Logger):
         if info.id is not None:  # it goes on, however it was begun
             given = {key: value for key, value in given.items() if key not in ("resume_from", "fork_from", "id")}
         chosen: dict[str, Any] = {
-            "id": info.id or settings.run_id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
+            "id": info.id or settings.run_id or os.environ.get("WANDB_RUN_ID") or _new_id(),
             "dir": settings.root_dir if "root_dir" in settings.model_fields_set else os.environ.get("WANDB_DIR"),
             "reinit": "create_new",  # others in this process, the script's own among them, are not touched
             **({} if given.keys() & {"resume_from", "fork_from"} else {"resume": "allow"}),
@@ -158,24 +158,22 @@ class WandBLogger(Logger):
 
     def _opened(self, wandb: Any, chosen: dict[str, Any]) -> Any:
         mode, why = self._mode(wandb, chosen)
-        if mode == "online" and why is None:  # nobody asked for it, so that a refusal leads to an offline run
-            try:
-                return self._online(wandb, {**chosen, "mode": mode})
-            except (wandb.errors.CommError, wandb.errors.AuthenticationError, TimeoutError) as error:
-                mode, why = "offline", f"{error}".strip().splitlines()[0]
         if mode == "online":
-            return self._online(wandb, {**chosen, "mode": mode})
+            try:
+                run = self._init(wandb, {**chosen, "mode": mode})
+                self.say(f"the run is at {run.url}")
+                return run
+            except (wandb.errors.CommError, wandb.errors.AuthenticationError, TimeoutError) as error:
+                if why or self._info.id is not None or "id" in self.settings:
+                    raise  # it has to be online, or under an id, which wandb-core takes for in use from now on
+                mode, why = "offline", f"{error}".strip().splitlines()[0]
+                chosen = {**chosen, "id": _new_id()}
         if mode != "offline":
             return self._init(wandb, {**chosen, "mode": mode})
         with _no_telemetry():
             run = self._init(wandb, {**chosen, "mode": mode})
         place = shlex.quote(str(Path(run.dir).parents[1].absolute()))
         self.say(f"{why}, so the run is kept offline; `wandb sync {place}/offline-run-*-{run.id}` uploads it later")
-        return run
-
-    def _online(self, wandb: Any, chosen: dict[str, Any]) -> Any:
-        run = self._init(wandb, chosen)
-        self.say(f"the run is at {run.url}")
         return run
 
     def _init(self, wandb: Any, chosen: dict[str, Any]) -> Any:
@@ -203,8 +201,9 @@ class WandBLogger(Logger):
             return "offline", "it was begun offline"
         if not key:
             return "offline", f"there is no API key of {url} (`wandb login` keeps one)"
-        absent = unreachable(url)
-        return ("offline", absent) if absent else ("online", None)
+        if why := unreachable(url) or refusal(url, settings.api_key):
+            return "offline", why
+        return "online", None
 
     # ------------------------------------------------------------------ what is kept
 
@@ -262,18 +261,41 @@ def valid(name: str) -> str:
 def has_key(url: str) -> bool:
     """Whether there are credentials for a server where wandb looks for them; nobody is asked."""
     try:
-        from wandb.errors import AuthenticationError
-        from wandb.sdk.lib.wbauth import authenticate_session
-
-        try:
-            found = authenticate_session(host=url, source="zae-engine", prompt=False, update_session=False)
-        except AuthenticationError:  # one that cannot be a key
-            return False
-        return found is not None
+        return _credentials(url) is not None
     except (ImportError, TypeError):  # another version of wandb
         from requests.utils import get_netrc_auth  # type: ignore[import-untyped, unused-ignore]
 
         return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(url))
+
+
+def refusal(url: str, key: str | None = None) -> str:
+    """What a server says against the credentials, in one line; an empty text when it takes them. Some seconds."""
+    try:
+        from wandb.errors import AuthenticationError
+        from wandb.sdk.lib.wbauth import AuthApiKey, HostUrl
+
+        try:
+            found = AuthApiKey(host=HostUrl(url), api_key=key) if key else _credentials(url)
+            found.verify()
+        except AuthenticationError as error:
+            return str(error).strip().splitlines()[0]
+    except (ImportError, TypeError, AttributeError):  # another version of wandb: its init tells
+        pass
+    return ""
+
+
+def _credentials(url: str) -> Any:
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib.wbauth import authenticate_session
+
+    try:
+        return authenticate_session(host=url, source="zae-engine", prompt=False, update_session=False)
+    except AuthenticationError:  # one that cannot be a key
+        return None
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def _settings(wandb: Any, given: Any) -> Any:

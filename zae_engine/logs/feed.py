@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +21,8 @@ from .merging import Tail
 AGAIN = 60.0  # seconds until a logger that raised is tried again; each further time twice as many
 SLOW = 60.0  # seconds after which a call is told to hang
 PATIENCE = 30.0  # seconds that the end of a process waits for loggers
+
+_OPEN: weakref.WeakSet[Feed] = weakref.WeakSet()  # those that the end of the process has to close
 
 
 class Feed:
@@ -46,7 +50,7 @@ class Feed:
         if self.alive and not fresh:
             return
         if self.alive:
-            self.close("done", 0.0)
+            self.end("done")
         self._info, self._process = info, os.getpid()
         self._cursor = Cursor(self.name) if fresh else Cursor.load(info.folder, self.name)
         self._cursor.id = self._cursor.id or (None if fresh else self.known_id)
@@ -93,16 +97,19 @@ class Feed:
             if not done:
                 self._tell(f"{self.name} has not taken everything yet; it goes on meanwhile, and {self._later()}")
 
-    def close(self, status: str, patience: float = PATIENCE) -> None:
-        """Deliver what is left and close the run with a status; wait for that a bounded time."""
-        if not self.alive or self._thread is None:
-            return
-        self._status = status
-        self._ending.set()
-        self.wake()
-        self._thread.join(patience)
-        if patience and self.alive:
-            self._tell(f"{self.name} is not done after {patience:g} s; {self._later()}")
+    def end(self, status: str | None = None) -> None:
+        """Have what is left delivered, and the run closed with a status (None: the one that it has)."""
+        if self.alive:
+            self._status = status or self._status
+            self._ending.set()
+            self.wake()
+
+    def join(self, patience: float) -> None:
+        """Wait until it has ended, so many seconds at most."""
+        if self.alive and self._thread is not None:
+            self._thread.join(patience)
+            if self.alive:
+                self._tell(f"{self.name} is not done in time; {self._later()}")
 
     def problems(self) -> list[str]:
         """What the user should know, each sentence once."""
@@ -131,7 +138,6 @@ class Feed:
             try:
                 self._start(logger)
                 self._follow(logger)
-                atexit.unregister(self._at_exit)
                 return
             except BaseException as error:  # a client may even exit; that is no reason to end a training
                 self._set_aside(logger, error, pause)
@@ -146,7 +152,9 @@ class Feed:
         seen = logger.last_step()  # the truth: a kill may have come between its file and our note
         cursor.step = cursor.step if seen is None else seen
         cursor.save(folder)
-        atexit.register(self._at_exit)  # after the client's own, and so called before it
+        _OPEN.add(self)
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)  # after the client's own, and so called before it
         self.started.set()
 
     def _follow(self, logger: Logger) -> None:
@@ -211,6 +219,19 @@ class Feed:
             self._told.add(sentence)
             self._problems.append(sentence)
 
-    def _at_exit(self) -> None:
-        if self._process == os.getpid():
-            self.close(self._status)
+
+def close(feeds: Iterable[Feed], status: str | None, patience: float = PATIENCE) -> None:
+    """End feeds, all at the same time, and wait for them together."""
+    feeds, deadline = list(feeds), time.monotonic() + patience
+    for feed in feeds:
+        feed.end(status)
+    for feed in feeds:
+        feed.join(max(0.0, deadline - time.monotonic()))
+
+
+def _at_exit() -> None:
+    open_ones = [feed for feed in _OPEN if feed.alive]
+    close(open_ones, None)
+    for feed in open_ones:
+        for sentence in feed.problems():
+            print(sentence, file=sys.stderr)

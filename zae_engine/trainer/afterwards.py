@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..logs.curves import CURVES, draw_curves
-from ..logs.feed import Feed
+from ..logs.feed import Feed, close
 from ..logs.history_file import Line
 from ..logs.logger import RunInfo
 from ..logs.reading import RunLog, read_run
@@ -83,11 +83,11 @@ class Afterwards:
         closes = status != "done" or multiprocessing.parent_process() is not None
         for feed in self.feeds.values():
             feed.offer(summary, file)
-        for feed in self.feeds.values():
-            if closes:
-                feed.close(status)
-            else:
-                feed.settle(_PATIENCE)
+        if closes:
+            close(self.feeds.values(), status, _PATIENCE)
+        deadline = time.monotonic() + _PATIENCE
+        for feed in () if closes else self.feeds.values():
+            feed.settle(max(0.0, deadline - time.monotonic()))
         return lines
 
     def _summarize(self, folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from ...logs.feed import Feed
+from ...logs.feed import Feed, close
 from ...logs.logger import Logger
 from ...logs.registry import logger_class, require
 from ..fingerprint import plain_settings
@@ -48,7 +48,7 @@ class LoggerAddon(RunFolderAddon):
         super().__init__(*args, **kwargs)
         self._run_log.afterwards.feeds |= feeds
         for feed in feeds.values():
-            weakref.finalize(self, feed.close, "done", 0.0).atexit = False  # at the exit, it waits for itself
+            weakref.finalize(self, feed.end, "done").atexit = False  # at the exit, they are waited for
 
     @classmethod
     def _names(cls) -> dict[str, type[LoggerAddon]]:
@@ -75,8 +75,7 @@ class LoggerAddon(RunFolderAddon):
 
     def close_loggers(self) -> None:
         """Close all loggers' runs now, as done; otherwise that happens when the program ends."""
-        for feed in self._run_log.afterwards.feeds.values():
-            feed.close("done")
+        close(self._run_log.afterwards.feeds.values(), "done")
 
     def state_dict(self) -> Any:
         """Add the runs' ids, so that a resumed run goes on in them."""

@@ -215,7 +215,7 @@ class Refusing(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.send_error(404)
 
-    do_HEAD = do_GET = do_POST
+    do_HEAD = do_GET = do_POST  # noqa: N815
 
     def log_message(self, *_):
         pass

@@ -79,12 +79,13 @@ class NeptuneLogger(Logger):
     def start(self, info: RunInfo) -> str:
         """Open the run, or a further piece of it; its id is chosen here."""
         neptune = _neptune()
-        self._folder, self._kept = info.folder, dict[str, int]()
+        self._folder, self._kept, self._earlier = info.folder, dict[str, int](), False
         chosen = self._parameters(info)
         with _quiet():
             self.client = self._opened(neptune, chosen)
         if getattr(self.client, "_mode", None) == "offline" and self.open_client is None:
-            self._kept = _kept(self.client)
+            pieces = _pieces(self.client)
+            self._kept, self._earlier = _kept(pieces), len(pieces) > 1
         from neptune.utils import stringify_unsupported
 
         self.client["config"] = stringify_unsupported(info.config)
@@ -92,7 +93,7 @@ class NeptuneLogger(Logger):
 
     def last_step(self) -> int | None:
         """Of an offline run. The last record may be there in part, so it is asked for once more and completed."""
-        return max(self._kept.values()) - 1 if self._kept else None
+        return max(self._kept.values(), default=1) - 1 if self._earlier else None
 
     def log(self, record: Record) -> None:
         """Append each value to its series, at the record's step and time."""
@@ -101,6 +102,7 @@ class NeptuneLogger(Logger):
                 self.say("Neptune takes neither NaN nor infinities, so such values are left out")
             elif record.step > self._kept.get(key, -1):
                 self.client[key].append(value, step=record.step, timestamp=record.time)
+        self.flush()  # what waits when a loader forks its workers, Neptune's own runs write once more in each
 
     def flush(self) -> None:
         """Write to the disk what is waiting; not to a server, which may take long."""
@@ -227,11 +229,15 @@ def container(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9-]{1,36}", name) else uuid.uuid5(uuid.NAMESPACE_URL, name).hex
 
 
-def _kept(run: Any) -> dict[str, int]:
+def _pieces(run: Any) -> list[Path]:
+    """The folders of an offline run, one an attempt."""
+    return sorted(run._op_processor.data_path.parent.glob(f"run__{run._id}__*"))
+
+
+def _kept(pieces: list[Path]) -> dict[str, int]:
     """The last step of each series, over all offline pieces of a run."""
-    pieces = run._op_processor.data_path.parent.glob(f"run__{run._id}__*")
     kept = dict[str, int]()
-    for file in (file for piece in sorted(pieces) for file in piece.glob("data-*.log")):
+    for file in (file for piece in pieces for file in piece.glob("data-*.log")):
         for line in file.read_text(encoding="utf-8").split("\n"):
             if '"LogFloats"' in line and line.endswith("}"):  # a crash may have cut the last line
                 for key, step in _steps(line):

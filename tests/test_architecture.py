@@ -29,7 +29,7 @@ LAYERS = [
     {"outcome", "panels"},
     {"reading", "registry", "cursor"},
     {"merging", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},
-    {"csv_logger", "tracker_logger", "summary", "picture", "curves"},
+    {"csv_logger", "tracker_logger", "summary", "picture", "curves", "figures", "facts"},
     {"feed", "export", "report", "runs", "logs"},
     {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "rendezvous", "launch"},
     {"commit", "retention"},

@@ -1,6 +1,6 @@
-"""``zae``: checks, fits and starts Accelerate configurations, and looks at checkpoints.
+"""``zae``: checks, fits and starts Accelerate configurations, and looks at checkpoints and runs.
 
-Thin: the work is done by `zae_engine.launch` and `zae_engine.checkpoint`.
+Thin: the work is done by `zae_engine.launch`, `zae_engine.checkpoint` and `zae_engine.logs`.
 
 What is slow to import (torch, Accelerate) is imported by the commands that need it.
 """
@@ -19,6 +19,7 @@ import typer
 
 from ._version import __version__
 from .checkpoint_commands import checkpoint_app
+from .logs_commands import register
 
 if TYPE_CHECKING:
     from .launch.document import Document
@@ -40,6 +41,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Check or fit a configuration.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_app, name="checkpoint")
+register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -130,12 +130,15 @@ def test_what_is_no_run_folder_is_told(folder, tmp_path):
     ]:
         with pytest.raises(RunFolderError, match=said):
             read_run(path)
-    (folder / "empty").mkdir()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(RunFolderError, match="is empty; a run folder has"):
-        read_run(folder / "empty")
-    (folder / "curves.png").write_bytes(b"")
+        read_run(tmp_path / "empty")
+    (tmp_path / "curves.png").write_bytes(b"")
     with pytest.raises(RunFolderError, match=r"curves.png' is a file; give the run's folder"):
-        read_run(folder / "curves.png")
+        read_run(tmp_path / "curves.png")
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(RunFolderError, match=r"is within a run folder; give that: '.*first'"):
+        read_run(folder / "checkpoints")
     with pytest.raises(RunFolderError, match="no line can be read"):
         read_run(write(tmp_path / "damaged", [], tail=b"\x00\x00"))
 

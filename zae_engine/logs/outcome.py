@@ -116,22 +116,23 @@ def _place(folder: Path, row: Line, saved: list[Checkpoint]) -> str | None:
 
 def stretches(lines: Iterable[Line]) -> Iterator[tuple[float, float]]:
     """From when to when the run was at work: an attempt, or after an end in the same process, the next call."""
-    start = stop = None
+    start: float | None = None
+    stop = 0.0
     for line in lines:
         kind, time = line.get("kind"), number(line.get("time"), math.nan)
-        if kind == "attempt" and start is not None and stop is not None:
+        if kind == "attempt" and start is not None:
             yield start, stop
             start = None
         if math.isnan(time):
             continue
         if start is None:
             seconds = line.get("seconds")
-            start = time - (number(seconds.get("all")) if isinstance(seconds, dict) else 0.0)
-        stop = max(time, start)
+            start = stop = time - (number(seconds.get("all")) if isinstance(seconds, dict) else 0.0)
+        stop = max(time, stop)
         if kind == "end":
             yield start, stop
             start = None
-    if start is not None and stop is not None:
+    if start is not None:
         yield start, stop
 
 

@@ -195,6 +195,8 @@ def _no_run(path: Path) -> str:
     if not path.exists():
         there = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         return f"there is no {str(path)!r}{near(str(path), there) or '; ' + need}"
+    if is_run(path.parent):
+        return f"{str(path)!r} is within a run folder; give that: {str(path.parent)!r}"
     if not path.is_dir():
         return f"{str(path)!r} is a file; give the run's folder: {need}"
     below = sorted(p.parent for p in path.glob(f"*/{HISTORY}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from .cursor import Cursor, cursors_in
 from .logger import Logger, Record, RunInfo
 from .merging import records_of
 from .outcome import is_held
-from .reading import RunFolderError, is_run
+from .reading import RunFolderError, is_run, read_run
 from .registry import logger_class, require
-from .summary import SUMMARY
+from .summary import SUMMARY, summarize
 
 _CLOSED = ("done", "interrupted", "failed")
 _SOME = 500  # records between two flushes
@@ -48,12 +49,12 @@ def sync(folder: Path, only: Iterable[str] = (), make: Callable[[Cursor], Logger
     cursors = _wanted(_run(folder), list(only))
     if is_held(folder):
         raise RunFolderError(f"{str(folder)!r} is of a run that goes on; its loggers get what is missing from it")
-    records, said, failed = records_of(folder), list[str](), list[str]()
+    run, said, failed = _Whole(folder), list[str](), list[str]()
     with RunLock(folder):
         for cursor in cursors:
             try:
-                said.append(_sync_one(folder, cursor, records, make or _from_settings))
-            except Exception as error:
+                said.append(_sync_one(run, cursor, make or _from_settings))
+            except (Exception, SystemExit) as error:  # a client may even exit
                 failed.append(f"{cursor.logger} could not take it: {type(error).__name__}: {error}")
     if failed:
         raise SyncError("\n".join([*said, *failed]))
@@ -87,15 +88,38 @@ def export(
     require(kind)
     logger = kind(settings)
     logger.check()
-    records, out = records_of(_run(folder), every_step), (out or folder / "export").absolute()
-    if not records:
+    run, out = _Whole(_run(folder), every_step), (out or folder / "export").absolute()
+    if not run.records:
         raise RunFolderError(f"{str(folder)!r} has no record of any step yet, so there is nothing to export")
     out.mkdir(parents=True, exist_ok=True)
-    place = logger.start(replace(_info(folder), folder=out))
-    _give(logger, Cursor(to), records)
-    logger.summarize(_summary(folder))
-    logger.finish(_status(folder))
-    return " ".join([f"{len(records):,} records of {_name(folder)} are in {to} ({place}), in {out}.", *logger.notices])
+    place = logger.start(replace(run.info, folder=out))
+    _give(logger, Cursor(to), run.records)
+    logger.summarize(run.summary)
+    logger.finish(run.status)
+    return " ".join(
+        [f"{len(run.records):,} records of {run.info.name} are in {to} ({place}), in {out}.", *logger.notices]
+    )
+
+
+class _Whole:
+    """A run folder, as loggers get it."""
+
+    def __init__(self, folder: Path, every_step: bool = False) -> None:
+        self.folder, self.records = folder, records_of(folder, every_step)
+        self.summary = {**_json(folder / SUMMARY), **summarize(read_run(folder))}  # of a run that was killed, too
+        status = str(self.summary["status"])
+        self.status = status if status in _CLOSED else "failed"  # one that broke off
+
+    @property
+    def info(self) -> RunInfo:
+        started = _json(self.folder / "run.json").get("attempts") or [{}]
+        config = {key: value for key, value in started[-1].items() if key not in ("token", "pid")}
+        best = self.summary.get("best") or {}
+        name = str(best.get("name", "test_loss")).replace("_", "/", 1)
+        if any(f"{name}_epoch" in record.values for record in self.records):
+            name = f"{name}_epoch"  # a mean over some steps does not tell the best
+        folder = self.folder.absolute()
+        return RunInfo(folder, folder.name, config, monitor=(name, str(best.get("mode", "min"))))
 
 
 def _run(folder: Path) -> Path:
@@ -122,22 +146,27 @@ def _from_settings(cursor: Cursor) -> Logger:
     return logger
 
 
-def _sync_one(folder: Path, cursor: Cursor, records: list[Record], make: Callable[[Cursor], Logger]) -> str:
-    last = records[-1].step if records else 0
+def _sync_one(run: _Whole, cursor: Cursor, make: Callable[[Cursor], Logger]) -> str:
+    last = run.records[-1].step if run.records else 0
     if cursor.status in _CLOSED and cursor.step >= last:
         return f"{cursor.logger} has everything up to step {last:,} ({cursor.id})"
     logger = make(cursor)
-    cursor.id = logger.start(replace(_info(folder), id=cursor.id, step=cursor.step))
-    seen = logger.last_step()  # of what it says itself, rather than of our note
-    cursor.step = cursor.step if seen is None else seen
-    missing = [record for record in records if record.step > cursor.step]
+    cursor.status = "open"
     try:
+        cursor.id = logger.start(replace(run.info, id=cursor.id, step=cursor.step))
+        seen = logger.last_step()  # of what it says itself, rather than of our note
+        cursor.step = cursor.step if seen is None else seen
+        missing = [record for record in run.records if record.step > cursor.step]
         _give(logger, cursor, missing)
-        logger.summarize(_summary(folder))
-        logger.finish(_status(folder))
-        cursor.status = _status(folder)
+        logger.summarize(run.summary)
+        logger.finish(run.status)
+        cursor.status = run.status
+    except BaseException:
+        with suppress(Exception):
+            logger.finish("interrupted")
+        raise
     finally:
-        cursor.save(folder)
+        cursor.save(run.folder)
     return " ".join(
         [f"{cursor.logger} got {len(missing):,} records, up to step {last:,} ({cursor.id}).", *logger.notices]
     )
@@ -145,32 +174,11 @@ def _sync_one(folder: Path, cursor: Cursor, records: list[Record], make: Callabl
 
 def _give(logger: Logger, cursor: Cursor, records: list[Record]) -> None:
     for begin in range(0, len(records), _SOME):
-        for record in records[begin : begin + _SOME]:
+        some = records[begin : begin + _SOME]
+        for record in some:
             logger.log(record)
-            cursor.step = record.step
         logger.flush()
-
-
-def _info(folder: Path) -> RunInfo:
-    started = _json(folder / "run.json").get("attempts") or [{}]
-    config = {key: value for key, value in started[-1].items() if key not in ("token", "pid")}
-    best = _summary(folder).get("best") or {}
-    name, mode = str(best.get("name", "test_loss")), str(best.get("mode", "min"))
-    return RunInfo(folder.absolute(), _name(folder), config, monitor=(name.replace("_", "/", 1), mode))
-
-
-def _name(folder: Path) -> str:
-    return folder.absolute().name
-
-
-def _status(folder: Path) -> str:
-    """How the run ended; one that broke off has failed."""
-    status = str(_summary(folder).get("status", "failed"))
-    return status if status in _CLOSED else "failed"
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    return _json(folder / SUMMARY)
+        cursor.step = some[-1].step
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from .merging import Tail
 AGAIN = 60.0  # seconds until a logger that raised is tried again; each further time twice as many
 SLOW = 60.0  # seconds after which a call is told to hang
 PATIENCE = 30.0  # seconds that the end of a process waits for loggers
+_MANY = 1000  # records between two flushes
 
-_OPEN: weakref.WeakSet[Feed] = weakref.WeakSet()  # those that the end of the process has to close
+_OPEN: weakref.WeakSet[Delivery] = weakref.WeakSet()  # those that the end of the process has to close
 
 
 class Feed:
@@ -42,54 +43,139 @@ class Feed:
         logger.check()
         self.name = logger.name
         self.known_id: str | None = None  # of a checkpoint, for a folder that has no cursor
-        self._thread: threading.Thread | None = None
-        self._process = os.getpid()
+        self._delivery: Delivery | None = None
+        self._before: list[Delivery] = []  # that may have something to tell yet
 
     def begin(self, info: RunInfo, fresh: bool) -> None:
         """Start, unless it runs already. A `fresh` run is a new one for the logger, too."""
-        if self.alive and not fresh:
+        before = self._here
+        if before is not None and before.alive and not before.ending and not fresh:
             return
-        if self.alive:
-            self.end("done")
-        self._info, self._process = info, os.getpid()
-        self._cursor = Cursor(self.name) if fresh else Cursor.load(info.folder, self.name)
-        self._cursor.id = self._cursor.id or (None if fresh else self.known_id)
-        self._cursor.settings, self._cursor.status = self._settings, "open"
+        if before is not None:
+            before.end("done")
+            self._before.append(before)
+        cursor = Cursor(self.name) if fresh else Cursor.load(info.folder, self.name)
+        cursor.id = cursor.id or (None if fresh else self.known_id)
+        cursor.settings = self._settings
+        self._delivery = Delivery(self._make, info, cursor, before)
+
+    @property
+    def _here(self) -> Delivery | None:
+        """The delivery, unless this is a fork of the process that has it."""
+        return self._delivery if self._delivery is not None and self._delivery.process == os.getpid() else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs, in this process."""
+        return self._here is not None and self._here.alive
+
+    @property
+    def id(self) -> str | None:
+        """The run's at the logger's service, once it has one."""
+        return self._delivery.id if self._delivery is not None else self.known_id
+
+    def wake(self) -> None:
+        """There are new lines."""
+        if self._here is not None:
+            self._here.wake()
+
+    def offer(self, summary: dict[str, Any], file: Path | None) -> None:
+        """Have the run's summary and its best weights kept with the next delivery."""
+        if self._here is not None:
+            self._here.offer(summary, file)
+
+    def settle(self, patience: float) -> None:
+        """Wait until all is delivered; not longer than that many seconds, nor for a logger that was set aside."""
+        if self._here is not None:
+            self._here.settle(patience)
+
+    def end(self, status: str | None = None) -> None:
+        """Have what is left delivered, and the run closed with a status (None: the one that it has)."""
+        if self._here is not None:
+            self._here.end(status)
+
+    def join(self, patience: float) -> None:
+        """Wait until it has ended, so many seconds at most."""
+        if self._here is not None:
+            self._here.join(patience)
+
+    def abandon(self) -> None:
+        """End it where nobody will ask for `problems` any more: it tells them itself."""
+        if self._here is not None:
+            self._here.aloud = True
+            self._here.end("done")
+
+    def problems(self) -> list[str]:
+        """What the user should know, each sentence once."""
+        told = [sentence for delivery in self._before for sentence in delivery.problems()]
+        self._before = [delivery for delivery in self._before if delivery.alive]
+        return told + (self._here.problems() if self._here is not None else [])
+
+    def client(self, patience: float | None = None) -> Any:
+        """The logger's real client; None as long as it has none. While it starts, that is waited for, but once."""
+        return self._here.client(PATIENCE if patience is None else patience) if self._here is not None else None
+
+
+class Delivery:
+    """The thread that delivers one run, and what it shares with the training's.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the logger.
+    info : RunInfo
+    cursor : Cursor
+        Where it begins.
+    before : Delivery, optional
+        Of another run, with the same logger: it has to end first.
+    """
+
+    def __init__(
+        self, make: Callable[[], Logger], info: RunInfo, cursor: Cursor, before: Delivery | None = None
+    ) -> None:
+        self._make, self._info, self._cursor, self._before = make, info, cursor, before
+        self.name, self.process = cursor.logger, os.getpid()
         self._changed, self._asked, self._done = threading.Condition(), 0, 0
-        self._ending, self.started, self._aside = threading.Event(), threading.Event(), False
+        self._ending, self._started, self._aside = threading.Event(), False, False
         self._status, self._summary = "done", dict[str, Any]()
         self._file: Path | None = None
         self._since: float | None = None  # when the call began in which the logger is
-        self._problems, self._told = list[str](), set[str]()
-        self.logger: Logger | None = None
+        self._last = cursor.step  # the last step that was handed over, if not flushed yet
+        self._problems, self._told, self.aloud = list[str](), set[str](), False
+        self._patient = True
+        self._logger: Logger | None = None
+        cursor.status = "open"
         self._thread = threading.Thread(target=self._work, name=f"logger {self.name}", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs, in this process."""
-        return self._thread is not None and self._thread.is_alive() and self._process == os.getpid()
+        """Whether the thread runs."""
+        return self._thread.is_alive() and self.process == os.getpid()
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._ending.is_set()
 
     @property
     def id(self) -> str | None:
-        """The run's at the logger's service, once it has one."""
-        return self._cursor.id if self._thread is not None else self.known_id
+        """The run's at the logger's service."""
+        return self._cursor.id
 
     def wake(self) -> None:
         """There are new lines."""
-        if self._thread is not None:
-            with self._changed:
-                self._asked += 1
-                self._changed.notify_all()
+        with self._changed:
+            self._asked += 1
+            self._changed.notify_all()
 
     def offer(self, summary: dict[str, Any], file: Path | None) -> None:
-        """Have the run's summary and its best weights kept with the next delivery."""
-        if self.alive:
-            self._summary, self._file = summary, file
-            self.wake()
+        """Have these kept with the next delivery."""
+        self._summary, self._file = summary, file
+        self.wake()
 
     def settle(self, patience: float) -> None:
-        """Wait until all is delivered; not longer than that many seconds, nor for a logger that was set aside."""
+        """Wait until all is delivered that is there now."""
         if self.alive:
             with self._changed:
                 asked = self._asked
@@ -97,65 +183,77 @@ class Feed:
             if not done:
                 self._tell(f"{self.name} has not taken everything yet; it goes on meanwhile, and {self._later()}")
 
-    def end(self, status: str | None = None) -> None:
-        """Have what is left delivered, and the run closed with a status (None: the one that it has)."""
+    def end(self, status: str | None) -> None:
+        """Have what is left delivered, and the run closed."""
         if self.alive:
             self._status = status or self._status
             self._ending.set()
             self.wake()
 
     def join(self, patience: float) -> None:
-        """Wait until it has ended, so many seconds at most."""
-        if self.alive and self._thread is not None:
+        """Wait until the thread has ended."""
+        if self.alive:
             self._thread.join(patience)
             if self.alive:
                 self._tell(f"{self.name} is not done in time; {self._later()}")
 
     def problems(self) -> list[str]:
-        """What the user should know, each sentence once."""
-        if self._thread is None:
-            return []
+        """What the user should know."""
         since = self._since
         if since is not None and time.monotonic() - since > SLOW:
             self._tell(f"{self.name} has not answered for {SLOW:g} s; the training goes on, and {self._later()}")
-        for sentence in self.logger.notices if self.logger is not None else ():
+        logger = self._logger
+        for sentence in list(logger.notices) if logger is not None else ():
             self._tell(f"{self.name}: {sentence}")
-        problems, self._problems = self._problems, []
-        return problems
+        told = []
+        while self._problems:  # one by one, since the thread may add to them
+            told.append(self._problems.pop(0))
+        return told
 
-    def client(self, patience: float = PATIENCE) -> Any:
-        """The logger's real client, which may have yet to start; None when it does not in that time."""
-        if self._thread is None or not self.started.wait(patience) or self.logger is None:
-            return None
-        return self.logger.client
+    def client(self, patience: float) -> Any:
+        """The logger's client; one that does not start in time is not waited for again."""
+        with self._changed:
+            if self._patient and not self._started:
+                self._changed.wait_for(lambda: self._started or self._aside, patience)
+                self._patient = self._started
+        return self._logger.client if self._started and self._logger is not None else None
 
     # ------------------------------------------------------------------ in the thread
 
     def _work(self) -> None:
         pause = AGAIN
+        if self._before is not None:
+            self._before.join(PATIENCE)
+            self._before = None
         while True:
-            logger = self.logger = self._make()
             try:
+                logger = self._logger = self._make()
                 self._start(logger)
                 self._follow(logger)
-                return
+                break
             except BaseException as error:  # a client may even exit; that is no reason to end a training
-                self._set_aside(logger, error, pause)
+                self._set_aside(error, pause)
             if self._ending.wait(pause):
-                return
+                break
             pause, self._aside = 2 * pause, False
+        if self.aloud:
+            _print(self.problems())
 
     def _start(self, logger: Logger) -> None:
         cursor, folder = self._cursor, self._info.folder
         self._since = time.monotonic()
+        cursor.save(folder)  # so that `sync` knows of it, even if it never starts
         cursor.id = logger.start(replace(self._info, id=cursor.id, step=cursor.step))
+        cursor.save(folder)  # at once, so that there is no second run, whatever comes
         seen = logger.last_step()  # the truth: a kill may have come between its file and our note
-        cursor.step = cursor.step if seen is None else seen
+        self._last = cursor.step = cursor.step if seen is None else seen
         cursor.save(folder)
         _OPEN.add(self)
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)  # after the client's own, and so called before it
-        self.started.set()
+        with self._changed:
+            self._started = True
+            self._changed.notify_all()
 
     def _follow(self, logger: Logger) -> None:
         tail = Tail(self._info.folder / "history.jsonl")
@@ -165,15 +263,10 @@ class Feed:
             self._since = time.monotonic()
             ending = self._ending.is_set()  # before it is read, so that nothing is left behind
             self._deliver(logger, tail.read())
-            if self._summary:
-                summary, self._summary = self._summary, {}
-                logger.summarize(summary)
-            if self._file is not None:
-                file, self._file = self._file, None
-                logger.keep_file(file)
+            self._give_offers(logger)
             if ending:
                 logger.finish(self._status)
-                self._cursor.status = self._status
+                self._since, self._cursor.status = None, self._status
                 self._cursor.save(self._info.folder)
                 return
             self._since = None
@@ -183,46 +276,68 @@ class Feed:
                 self._changed.wait_for(lambda: self._asked > self._done)
 
     def _deliver(self, logger: Logger, records: Iterable[Record]) -> None:
-        cursor, last = self._cursor, self._cursor.step
-        try:
-            for record in records:
-                if record.step > last:
-                    self._since = time.monotonic()
-                    logger.log(record)
-                    last = record.step
-            if last > cursor.step:
-                logger.flush()
-        finally:
-            if last > cursor.step:  # also of a logger that raised in the middle
-                cursor.step = last
-                cursor.save(self._info.folder)
+        handed = 0
+        for record in records:
+            if record.step > self._last:
+                self._since = time.monotonic()
+                logger.log(record)
+                self._last, handed = record.step, handed + 1
+                if handed % _MANY == 0:
+                    self._flush(logger)
+        self._flush(logger)
 
-    def _set_aside(self, logger: Logger, error: BaseException, pause: float) -> None:
+    def _flush(self, logger: Logger) -> None:
+        if self._last > self._cursor.step:
+            self._since = time.monotonic()
+            logger.flush()
+            self._cursor.step = self._last
+            self._cursor.save(self._info.folder)
+
+    def _give_offers(self, logger: Logger) -> None:
+        """The summary and the weights; they stay there for the next attempt if the logger raises."""
+        if summary := self._summary:
+            logger.summarize(summary)
+            if self._summary is summary:
+                self._summary = {}
+        if (file := self._file) is not None:
+            logger.keep_file(file)
+            if self._file is file:
+                self._file = None
+
+    def _set_aside(self, error: BaseException, pause: float) -> None:
         words = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
-        self._since = None
-        self._tell(
-            f"{self.name} is set aside: {said[:300]}. The training goes on; it is tried again in {pause:g} s, and"
-            f" {self._later()}"
-        )
+        again = "" if self.ending else f" it is tried again in {pause:g} s, and"
+        self._tell(f"{self.name} is set aside: {said[:300]}. The training goes on;{again} {self._later()}", said)
+        self._since = time.monotonic()
         with self._changed:
             self._aside = True
             self._changed.notify_all()
         with suppress(BaseException):
-            logger.finish("interrupted")
+            self._let_go()
+        self._since = None
+
+    def _let_go(self) -> None:
+        """Close a logger that has raised; what it was handed is kept if it can still do that."""
+        if self._logger is None:
+            return
+        self._logger.finish("interrupted")
+        if self._last > self._cursor.step:
+            self._cursor.step = self._last
+            self._cursor.save(self._info.folder)
 
     def _later(self) -> str:
         return f"`zae logs sync {self._info.folder}` delivers later what is missing"
 
-    def _tell(self, sentence: str) -> None:
-        if sentence not in self._told:
-            self._told.add(sentence)
+    def _tell(self, sentence: str, about: str = "") -> None:
+        if (about or sentence) not in self._told:
+            self._told.add(about or sentence)
             self._problems.append(sentence)
 
 
-def close(feeds: Iterable[Feed], status: str | None, patience: float = PATIENCE) -> None:
+def close(feeds: Iterable[Feed | Delivery], status: str | None, patience: float | None = None) -> None:
     """End feeds, all at the same time, and wait for them together."""
-    feeds, deadline = list(feeds), time.monotonic() + patience
+    feeds, deadline = list(feeds), time.monotonic() + (PATIENCE if patience is None else patience)
     for feed in feeds:
         feed.end(status)
     for feed in feeds:
@@ -230,8 +345,12 @@ def close(feeds: Iterable[Feed], status: str | None, patience: float = PATIENCE)
 
 
 def _at_exit() -> None:
-    open_ones = [feed for feed in _OPEN if feed.alive]
-    close(open_ones, None)
-    for feed in open_ones:
-        for sentence in feed.problems():
-            print(sentence, file=sys.stderr)
+    own = [delivery for delivery in list(_OPEN) if delivery.process == os.getpid()]
+    close(own, None)
+    for delivery in own:
+        _print(delivery.problems())
+
+
+def _print(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(sentence, file=sys.stderr, flush=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from .history_file import Line, held, parsed, read_history
+import numpy as np
+
+from .history_file import Line, parsed, read_history
 from .logger import Record
 
 _PLACES = ("epoch", "step", "lr", "seconds", "saving", "number", "kind")
-_STEPS = b'{"kind": "steps"'
+_STEPS, _ATTEMPT = b'{"kind": "steps"', b'{"kind": "attempt"'
 
 
 class Merger:
@@ -22,30 +26,43 @@ class Merger:
     Parameters
     ----------
     every_step : bool
-        A record for each step, with its own values, from lines of kind ``step``.
+        A record for each step, with its own values, from lines of kind ``step``. Those have no time, which is 0 then.
     """
 
     def __init__(self, every_step: bool = False) -> None:
         self._open: Record | None = None
+        self._has_row, self._saved = False, False  # of the open record
+        self._time = 0.0
         self._of_steps: set[str] = set()
         self._every_step = every_step
 
     def add(self, line: Line) -> Record | None:
         """Take a line; return the record that it shows to be whole."""
         kind = line.get("kind")
+        self._time = float(line.get("time") or self._time)
         if kind == "end":
-            return self._begin(None)
+            return self._end(line.get("status", "done"))
+        if kind == "checkpoint":
+            self._saved |= self._open is not None and self._open.step == line.get("step")
         if kind not in ("point", "row") and not (kind == "step" and self._every_step):
             return None
         values = {"point": self._of_point, "row": self._of_row}.get(kind, self._of_step)(line)
-        step = int(line["step"])
-        if self._open is not None and self._open.step == step:
-            self._open.values.update(values)
-            return None
-        return self._begin(Record(step, float(line.get("time") or 0.0), values))
+        return self._put(int(line["step"]), values, 0.0 if kind == "step" else self._time, kind == "row")
 
-    def _begin(self, record: Record | None) -> Record | None:
-        whole, self._open = self._open, record
+    def _put(self, step: int, values: dict[str, float], time: float, is_row: bool) -> Record | None:
+        if self._open is not None and self._open.step == step:
+            self._open = replace(self._open, time=self._open.time or time, values=self._open.values | values)
+            self._has_row |= is_row
+            return None
+        whole, self._open = self._open, Record(step, time, values)
+        self._has_row, self._saved = is_row, False
+        return whole
+
+    def _end(self, status: str) -> Record | None:
+        """A run that is left at a checkpoint goes on there, and may begin with a validation of this very step."""
+        if status != "done" and self._saved and not self._has_row:
+            return None
+        whole, self._open = self._open, None
         return whole
 
     def _of_step(self, line: Line) -> dict[str, float]:
@@ -82,6 +99,8 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
 class Tail:
     """Reads a history file from its beginning, and then what is appended, as records.
 
+    Of a file of any length it holds a line at a time, so a logger that is slow does not fill the memory.
+
     Parameters
     ----------
     path : Path
@@ -90,30 +109,64 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offset, self._merger = 0, Merger()
+        self._start_over([])
+
+    def _start_over(self, holds: list[range]) -> None:
+        self._offset, self._number, self._merger = 0, 0, Merger()
+        self._holds, self._known = holds, holds[-1].stop if holds else 0
 
     def read(self) -> Iterator[Record]:
         """The records that have become whole since the last time; only those that hold."""
-        lines = self.lines()
-        if any(line.get("kind") == "attempt" for line in lines) and self._offset:
-            self._offset, self._merger = 0, Merger()  # it says which lines of before hold
-            lines = self.lines()
-        for line in held(lines):
+        for line in self.lines():
             if (record := self._merger.add(line)) is not None:
                 yield record
 
-    def lines(self) -> list[Line]:
-        """The new whole lines; the numbers of steps, which no record needs, unparsed."""
+    def rest(self) -> Iterator[Record]:
+        """The record that may not be whole yet."""
+        if (record := self._merger.add({"kind": "end"})) is not None:
+            yield record
+
+    def lines(self) -> Iterator[Line]:
+        """The new lines that hold; the numbers of steps, which no record needs, unparsed."""
         if not self.path.is_file():
-            return []
+            return
         with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            content = file.read()
-        end = content.rfind(b"\n") + 1
-        self._offset += end
-        texts = content[:end].split(b"\n")
-        lines = ({"kind": "steps"} if t.startswith(_STEPS) and t.endswith(b"}}") else parsed(t) for t in texts)
-        return [line for line in lines if line is not None]
+            end = os.fstat(file.fileno()).st_size  # what is appended meanwhile comes the next time
+            if any(text.startswith(_ATTEMPT) for text in _texts(file, self._offset, end)):
+                self._start_over(_ranges(map(_line, _texts(file, 0, end))))
+            for text in _texts(file, self._offset, end):
+                self._offset += len(text)
+                if (line := _line(text)) is not None:
+                    self._number += 1
+                    if self._number >= self._known or any(self._number in holds for holds in self._holds):
+                        yield line
+
+
+def _texts(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
+    """The whole lines of a stretch of a file; the last one may be being written."""
+    file.seek(begin)
+    while begin < end and (text := file.readline()).endswith(b"\n"):
+        begin += len(text)
+        yield text
+
+
+def _line(text: bytes) -> Line | None:
+    return {"kind": "steps"} if text.startswith(_STEPS) and text.endswith(b"}}\n") else parsed(text)
+
+
+def _ranges(lines: Iterator[Line | None]) -> list[range]:
+    """The numbers of the lines that hold, as `held` finds them, of a file that is not kept in memory."""
+    count, attempts = 0, list[tuple[int, Any]]()
+    for line in lines:
+        count += line is not None
+        if line is not None and line.get("kind") == "attempt":
+            attempts.append((count, line.get("after")))
+    holds, last = list[range](), count
+    for number, after in reversed(attempts):
+        if number <= last:
+            holds.append(range(number, last + 1))
+            last = after if isinstance(after, int) and 0 <= after < number else number - 1
+    return [range(1, last + 1), *reversed(holds)]
 
 
 def records_of(path: Path, every_step: bool = False) -> list[Record]:
@@ -123,18 +176,25 @@ def records_of(path: Path, every_step: bool = False) -> list[Record]:
     ----------
     path : Path
     every_step : bool
-        One for each step, in place of one for each point.
+        One for each step, in place of one for each point. Its time lies between those of the points around it.
     """
-    merger = Merger(every_step)
-    if every_step:
-        lines = read_history(path)
-    else:  # of which the steps, most of the file, need not be read
-        tail = Tail(path / "history.jsonl" if path.is_dir() else path)
-        lines = held(tail.lines())
-    return [record for line in (*lines, {"kind": "end"}) if (record := merger.add(line)) is not None]
+    path = path / "history.jsonl" if path.is_dir() else path
+    if not every_step:  # then the steps, most of the file, need not be read
+        tail = Tail(path)
+        return [*tail.read(), *tail.rest()]
+    merger, lines = Merger(every_step), read_history(path)
+    records = [record for line in (*lines, {"kind": "end"}) if (record := merger.add(line)) is not None]
+    return _timed(records, [line for line in lines if line.get("time") and "step" in line])
+
+
+def _timed(records: list[Record], marks: list[Line]) -> list[Record]:
+    """Give those that have no time one that lies between those of lines that have."""
+    if not marks:
+        return records
+    times = np.interp([r.step for r in records], [m["step"] for m in marks], [m["time"] for m in marks])
+    return [r if r.time else replace(r, time=float(time)) for r, time in zip(records, times, strict=True)]
 
 
 def resumes_in(path: Path) -> list[int]:
     """The steps after which a run was gone on with, as its ``history.jsonl`` has it; the steps' values go unread."""
-    lines = held(Tail(path).lines())
-    return [int(line["step"]) for line in lines if line.get("kind") == "attempt" and line.get("after")]
+    return [int(line["step"]) for line in Tail(path).lines() if line.get("kind") == "attempt" and line.get("after")]

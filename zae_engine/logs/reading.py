@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from .outcome import Best, best_of, end_of, number, spent_of, status_of, stretch
 
 _OF_STEP = ("kind", "step", "epoch")
 HISTORY, RUN = "history.jsonl", "run.json"
+_TABLES = ("train", "seconds", "memory", "loader")
+_COUNTS = ("number", "step", "epoch", "attempt", "samples")
+_LARGEST = 1 << 53
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -152,7 +155,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunLog:
     return RunLog(
         folder,
         rows=rows,
-        points=[_with_numbers(line) for line in lasting if line.get("kind") == "point"],
+        points=[line for line in lasting if line.get("kind") == "point" and "step" in line],
         steps=_series(lasting),
         checkpoints=[line for line in lasting if line.get("kind") == "checkpoint"],
         saved=saved,
@@ -217,23 +220,42 @@ def _whole_lines(path: Path) -> list[Line]:
         lines = json.loads(b"[" + b",".join(text for text in texts if text) + b"]")
     except ValueError:
         lines = [parsed(text) for text in texts]
-    return [line for line in lines if isinstance(line, dict)]
+    return [_sound(line) for line in lines if isinstance(line, dict)]
+
+
+def _sound(line: Line) -> Line:
+    """A line without what is not of its kind; numbers that JSON has only as text are numbers again."""
+    if line.get("kind") in ("step", "steps"):
+        return line
+    sound: Line = {}
+    for name, value in line.items():
+        value = _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+        if name in _TABLES and (isinstance(value, dict) or line.get("kind") != "row"):
+            sound[name] = _numbers(value) if isinstance(value, dict) else {}
+        elif name in _COUNTS:
+            sound |= {name: value} if _is_count(value) else {}
+        elif name == "kind" or _is_number(value) or (line.get("kind") != "row" and name not in ("lr", "time")):
+            sound[name] = value
+    return sound
+
+
+def _numbers(table: Line) -> Line:
+    sound = {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in table.items()}
+    return {name: value for name, value in sound.items() if isinstance(value, bool) or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, float) or (type(value) is int and abs(value) < _LARGEST)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _LARGEST
 
 
 def _rows(lines: Iterable[Line]) -> list[Line]:
     """Of two rows with one number the later."""
-    rows = dict[int, Line]()
-    for line in lines:
-        if line.get("kind") == "row" and isinstance(line.get("number"), int):
-            rows[line["number"]] = _with_numbers(line)
+    rows = {line["number"]: line for line in lines if line.get("kind") == "row" and "number" in line}
     return [rows[number] for number in sorted(rows)]
-
-
-def _with_numbers(value: Any) -> Any:
-    """Numbers that JSON has only as text are numbers again."""
-    if isinstance(value, dict):
-        return {name: _with_numbers(inner) for name, inner in value.items()}
-    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _series(lines: Iterable[Line]) -> dict[str, Series]:
@@ -241,7 +263,7 @@ def _series(lines: Iterable[Line]) -> dict[str, Series]:
     steps, values = defaultdict[str, list[int]](list), defaultdict[str, list[Any]](list)
     for line in lines:
         kind, first = line.get("kind"), line.get("first", line.get("step"))
-        if kind not in ("step", "steps") or not isinstance(first, int):
+        if kind not in ("step", "steps") or not _is_count(first):
             continue
         columns = line.get("values") if kind == "steps" else {k: [v] for k, v in line.items() if k not in _OF_STEP}
         for name, column in columns.items() if isinstance(columns, dict) else ():
@@ -263,7 +285,7 @@ def _floats(values: list[Any]) -> NDArray[np.float64]:
     try:
         return np.array(values, np.float64)  # "nan" and "inf" too
     except (TypeError, ValueError):
-        return np.array([number(value, math.nan) for value in values], np.float64)
+        return np.array([value if _is_number(value) else math.nan for value in values], np.float64)
 
 
 def _started(folder: Path) -> list[Line]:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .facts import NOTHING, environment_of, settings_of, short, table_of
+from .facts import NOTHING, clock, environment_of, settings_of, short, table_of
 from .figures import COLOURS, colour_of, figures_of
 from .history_file import Line
 from .reading import RunLog, find_runs, is_run, read_run
@@ -82,11 +82,14 @@ def render(runs: Sequence[RunLog]) -> str:
 def _content(runs: Sequence[RunLog]) -> dict[str, Any]:
     names = names_of([run.folder for run in runs])
     figures = figures_of(runs, names)
-    settings = [settings_of(run) for run in runs]
+    settings, leading = [settings_of(run) for run in runs], _leading(runs)
     return {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "runs": [_run(run, name, i) for i, (run, name) in enumerate(zip(runs, names, strict=True))],
+        "runs": [
+            _run(run, name, i) | {"leads": any(run is one for one in leading)}
+            for i, (run, name) in enumerate(zip(runs, names, strict=True))
+        ],
         "figures": figures,
         "smooth": _SMOOTH if any(figure.is_smooth for figure in figures) else "",
         "drawn": [{"data": figure.data, "layout": figure.layout} for figure in figures],
@@ -131,6 +134,15 @@ def _run(run: RunLog, name: str, number: int) -> dict[str, Any]:
         "attempts": _attempts(run),
         "gone": len(run.checkpoints) - len(run.saved),
     }
+
+
+def _leading(runs: Sequence[RunLog]) -> list[RunLog]:
+    """The runs with the best value of all, if all watch the same one."""
+    known = [(run, run.best) for run in runs if run.best]
+    if len(known) < 2 or len({(best.name, best.mode) for _, best in known}) > 1:
+        return []
+    least = (min if known[0][1].mode == "min" else max)(best.value for _, best in known)
+    return [run for run, best in known if best.value == least]
 
 
 def _best(run: RunLog) -> dict[str, str] | None:
@@ -190,8 +202,7 @@ def _attempts(run: RunLog) -> list[list[str]]:
     rows = []
     for line in run.attempts:
         started = next((note for note in run.started if note.get("attempt") == line.get("attempt")), {})
-        time = line.get("time")
-        when = datetime.fromtimestamp(time).astimezone() if isinstance(time, (int, float)) else None
+        when = clock(line.get("time"))
         rows.append([short(line.get("attempt")), when.strftime("%Y-%m-%d %H:%M:%S") if when else NOTHING,
                      short(line.get("step")), str(line.get("from") or NOTHING), str(started.get("host") or NOTHING),
                      short(started.get("processes"))])  # fmt: skip

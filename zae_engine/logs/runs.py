@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import near
-from .facts import NOTHING, short
+from .facts import NOTHING, clock, short
 from .history_file import Line
 from .reading import RunFolderError, RunLog, find_runs, read_run
 from .summary import duration
@@ -94,9 +94,8 @@ def _look(folder: Path, name: str) -> tuple[Row, Line]:
 
 
 def _started(run: RunLog) -> str | None:
-    time = run.attempts[0].get("time") if run.attempts else None
-    if isinstance(time, (int, float)):
-        return datetime.fromtimestamp(time, timezone.utc).isoformat(timespec="seconds")
+    if run.attempts and (time := clock(run.attempts[0].get("time"))):
+        return time.astimezone(timezone.utc).isoformat(timespec="seconds")
     said = run.started[0].get("started") if run.started else None
     return said if isinstance(said, str) else None
 

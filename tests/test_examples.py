@@ -1,5 +1,6 @@
 """The examples, started as a user starts them, from a folder with a space in its name."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from zae_engine.logs.merging import records_of
+from zae_engine.logs.reading import read_run
+from zae_engine.logs.wandb_file import read_steps
+
 ROOT = Path(__file__).parents[1]
 
 
-def start(command, folder):
+def start(command, folder, **variables):
     folder.mkdir()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -57,3 +62,34 @@ def test_resume_is_killed_three_times_and_ends_as_if_left_alone(tmp_path):
     assert "largest difference: 0, of the final state: 0\n" in output
     assert "killed in the steps (43, 93, 144), taken up after" in output
     assert (tmp_path / "a folder" / "resume_runs" / "resume.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_watch_leaves_one_run_for_each_logger_and_a_picture(tmp_path):
+    pytest.importorskip("wandb")
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    output = start([sys.executable, str(ROOT / "examples" / "watch.py")], tmp_path / "a folder", WANDB_MODE="offline")
+    run = tmp_path / "a folder" / "runs" / "watch"
+    last = read_run(run).step
+    (kept,) = run.glob("wandb/offline-run-*/*.wandb")
+    assert [step for step, values in read_steps(kept) if "train/loss" in values] == records(run)
+    (events,) = run.glob("tensorboard/*.tfevents.*")
+    tags = {value.tag for event in loading.LegacyEventFileLoader(str(events)).Load() for value in event.summary.value}
+    assert {"train/loss", "train/grad_norm", "test/acc", "lr", "samples/s"} <= tags
+    assert records(run)[-1] == last
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert f"tensorboard --logdir {Path('runs', 'watch', 'tensorboard')}\n" in output
+
+
+def records(run):
+    return [record.step for record in records_of(run)]
+
+
+def test_watch_says_what_to_install(tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = ['watch.py']; sys.modules['wandb'] = sys.modules['tensorboard'] = None;"
+        f"runpy.run_path({str(ROOT / 'examples' / 'watch.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'zae-engine[examples,tensorboard,wandb,report]'" in done.stderr
+    assert not (tmp_path / "runs").exists()

@@ -24,8 +24,9 @@ trainer.run(2, loader(), resume="auto")
 
 def test_each_attempt_is_added(tmp_path):
     trainer = make()
-    assert [note_attempt(tmp_path, trainer, token, ({}, {})) for token in ("a", "b")] == [1, 2]
+    noted = [note_attempt(tmp_path, trainer, token, ({}, {})) for token in ("a", "b")]
     first, second = read_run(tmp_path)["attempts"]
+    assert noted == [first, second]
     assert (first["token"], second["token"], second["attempt"]) == ("a", "b", 2)
     assert second["seed"] == trainer.seed
     assert second["launch"]["device"] == "cpu"
@@ -34,7 +35,7 @@ def test_each_attempt_is_added(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"attempts": 3}', b"\xff"])
 def test_a_damaged_file_is_begun_anew(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
-    assert note_attempt(tmp_path, make(), "a", ({}, {})) == 1
+    assert note_attempt(tmp_path, make(), "a", ({}, {}))["attempt"] == 1
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 import weakref
 
 import pytest
@@ -201,7 +202,9 @@ def test_banner_and_epoch_lines_on_standard_error(capsys):
     assert lines[2].startswith("Epoch 1/2 | train_loss")
     assert "test_acc" in lines[2]
     assert "samples/s" in lines[2]
-    assert "Best: loss" in lines[-1]
+    assert "Best: loss" in lines[-3]
+    assert re.match(r"[\d,]+ samples/s; time: computing \d+%, waiting for data \d+%, evaluation \d+%\.", lines[-2])
+    assert re.fullmatch(r"Peak memory: \d+ MB of this process\.", lines[-1])
 
 
 def test_log_bar_false_is_silent(capsys):

@@ -6,6 +6,7 @@ The trainer is passed as Any, since its module is above this one.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,7 +78,8 @@ class Afterwards:
         """A run has come to its end; return the lines that tell of it."""
         summary, lines = dict[str, Any](), list[str]()
         if self.draws:
-            summary, lines = self._summarize(folder)
+            alone = "LOCAL_WORLD_SIZE" not in os.environ  # else a launcher ends this process soon after another failed
+            summary, lines = self._summarize(folder, draws=alone or status != "failed")
         file = best if best is not None and best.is_file() else None
         # A worker of a session ends without exit handlers, and a run that failed is told as such.
         closes = status != "done" or multiprocessing.parent_process() is not None
@@ -90,7 +92,7 @@ class Afterwards:
             feed.settle(max(0.0, deadline - time.monotonic()))
         return lines
 
-    def _summarize(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    def _summarize(self, folder: Path, draws: bool) -> tuple[dict[str, Any], list[str]]:
         """Write the summary and draw the picture, from one reading of the folder."""
         try:
             run = read_run(folder)
@@ -98,7 +100,8 @@ class Afterwards:
         except Exception as error:
             self._problems.append(f"no summary.json was written: {type(error).__name__}: {error}")
             return {}, []
-        self._draw(run)
+        if draws:
+            self._draw(run)
         there = [name for name in (SUMMARY, CURVES) if (folder / name).is_file()]
         return summary, [*effort_lines(summary), f"In {str(_near(folder))!r}: {', '.join(there)}."]
 

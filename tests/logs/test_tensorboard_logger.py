@@ -83,6 +83,14 @@ def test_a_resumed_run_adds_a_file_and_nothing_twice(tmp_path):
     assert run_attempt(TensorBoardLogger(), info(tmp_path, id, 8), []) == (id, 8)
 
 
+def test_attempts_of_one_second_stay_in_order(tmp_path):
+    for step in range(1, 4):
+        run_attempt(TensorBoardLogger(), info(tmp_path, "tensorboard", step - 1), [record(step)])
+    seconds = [path.name.split(".")[3] for path in (tmp_path / "tensorboard").iterdir()]
+    assert len(set(seconds)) == 3
+    assert steps(tmp_path / "tensorboard") == [1, 2, 3]
+
+
 def test_a_new_run_takes_a_folder_of_its_own(tmp_path):
     ids = [run_attempt(TensorBoardLogger(), info(tmp_path), [record(step)])[0] for step in (1, 2, 3)]
     assert ids == ["tensorboard", "tensorboard-2", "tensorboard-3"]

@@ -27,7 +27,8 @@ class MLflowLogger(Logger):
     ``best/test/loss`` (of whatever tells the best) is its best so far, so that MLflow's table sorts runs by it.
     NaN is kept; MLflow keeps an infinity as the largest number there is. A name that it refuses is changed to one
     that it takes, ``acc@5`` to ``acc_5``. Params cannot be changed: of a resumed run, those that are other than
-    before become tags ``resumed/NAME``.
+    before become tags ``resumed/NAME``. MLflow itself sends usage data to its makers, unless
+    ``MLFLOW_DISABLE_TELEMETRY=true`` is set.
 
     Parameters
     ----------
@@ -176,7 +177,7 @@ class MLflowLogger(Logger):
 
     def _better(self, record: Record) -> dict[str, float]:
         value = record.values.get(self._monitor, math.nan)
-        if math.isnan(value) or (value >= self._best if self._mode == "min" else value <= self._best):
+        if not math.isfinite(value) or (value >= self._best if self._mode == "min" else value <= self._best):
             return {}
         self._best = value
         return {f"best/{self._monitor}": value}

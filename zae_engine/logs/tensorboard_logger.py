@@ -58,6 +58,7 @@ class TensorBoardLogger(Logger):
         """Open a further file of the run's folder; its id is the folder, relative to the run's where it is inside."""
         folder = self._folder(info)
         self._last = _last_step(folder) if info.id is not None else 0
+        _wait_for_next_second(folder)
         self._offered = self._last or 0
         further = {name: value for name, value in self.settings.items() if name != "log_dir"}
         self.client = (self.open_client or _open)({"log_dir": folder, **further})
@@ -153,7 +154,17 @@ def _open(settings: dict[str, Any]) -> Any:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return folder.glob("*.tfevents.*")
+    return folder.glob("events.out.tfevents.*")
+
+
+def _wait_for_next_second(folder: str) -> None:
+    """TensorBoard reads a folder's files by name, which has the second they were made in: the later after the earlier.
+
+    Of files that a clock ahead of this one has made, nothing is waited for.
+    """
+    stamps = [int(part) for path in _files(Path(folder)) if (part := path.name.split(".")[3]).isdigit()]
+    while stamps and 0 <= max(stamps) - int(time.time()) <= 2:
+        time.sleep(0.05)
 
 
 def _last_step(folder: str) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ def read_steps(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         record.ParseFromString(data)
         if record.HasField("history"):
             yield record.history.step.num, {_key(item): _value(item) for item in record.history.item}
+
+
+def is_ended(path: Path) -> bool:
+    """Whether the run's end is in the file, among its last records."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined, unused-ignore]
+
+    return any(Record.FromString(data).HasField("exit") for data in deque(_records(path.read_bytes()), maxlen=3))
 
 
 def _records(data: bytes) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import shlex
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from typing import Any, ClassVar
 from .logger import Logger, Record, RunInfo, flat
 from .network import unreachable
 from .registry import check_settings
-from .wandb_file import read_steps
+from .wandb_file import is_ended, read_steps
 
 _OWN = ("log_model",)
 _MODES = ("online", "offline", "disabled", "shared")
 _EXIT = {"done": 0, "failed": 1}
 _AGAIN = 75  # the exit code of an interrupted run: run me again (EX_TEMPFAIL of sysexits.h)
+_SETTLED = 5.0  # seconds that wandb-core is given to write the last of a file
 _QUIET = {
     "console": "off",  # wandb would wrap the training's own stdout
     "silent": True,
@@ -129,6 +131,8 @@ class WandBLogger(Logger):
         if status == "interrupted":
             self.client.mark_preempting()
         self.client.finish(exit_code=_EXIT.get(status, _AGAIN))
+        if getattr(self.client, "offline", False) is True:
+            _settle(Path(self.client.dir).parent / f"run-{self.client.id}.wandb")
 
     # ------------------------------------------------------------------ opening
 
@@ -316,6 +320,13 @@ def _pieces(folder: Path, name: str, waiting: bool = False) -> list[Path]:
     """The files of an offline run, one an attempt, in order; only those that were not uploaded yet, if `waiting`."""
     found = sorted(folder.glob(f"wandb/offline-run-*/run-{name}.wandb"))
     return [path for path in found if not (waiting and path.with_name(f"{path.name}.synced").exists())]
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file is complete: an offline run's `finish` does not, and whoever goes on with the run reads it."""
+    until = time.monotonic() + _SETTLED
+    while path.is_file() and not is_ended(path) and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Runs of MLflow in a SQLite file, read back with its own client."""
 
 import math
+import shutil
 import sys
 
 import pytest
@@ -17,6 +18,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 def no_environment(monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A store with its tables, which take a second to be made."""
+    folder = tmp_path_factory.mktemp("empty")
+    store(folder).search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def folder(tmp_path, empty):
+    """A run folder that has one already."""
+    (tmp_path / "a run").mkdir()
+    shutil.copy(empty, tmp_path / "a run" / "mlflow.db")
+    return tmp_path / "a run"
 
 
 def store(folder):
@@ -48,67 +65,66 @@ def test_every_record_is_read_back(tmp_path):
     assert run.data.params["command"] == str(CONFIG["command"])
 
 
-def test_a_resumed_run_goes_on(tmp_path):
-    id, _ = run_attempt(
-        MLflowLogger(), info(tmp_path), [record(step, test__loss=1.0) for step in range(1, 6)], "failed"
-    )
-    assert store(tmp_path).get_run(id).info.status == "FAILED"
+def test_a_resumed_run_goes_on(folder):
+    id, _ = run_attempt(MLflowLogger(), info(folder), [record(step, test__loss=1.0) for step in range(1, 6)], "failed")
+    assert store(folder).get_run(id).info.status == "FAILED"
     changed = {**CONFIG, "seed": 8, "further": "x" * 7000}
     records = [record(step, test__loss=1.0) for step in range(4, 9)]
-    again, last = run_attempt(MLflowLogger(), info(tmp_path, id, 3, changed), records, "interrupted")
+    again, last = run_attempt(MLflowLogger(), info(folder, id, 3, changed), records, "interrupted")
     assert (again, last) == (id, 5)
-    run = store(tmp_path).get_run(id)
+    run = store(folder).get_run(id)
     assert run.info.status == "KILLED"
-    assert [metric.step for metric in history(tmp_path, id)] == list(range(1, 9))
-    assert [metric.step for metric in history(tmp_path, id, "best/test/loss")] == [1]
+    assert [metric.step for metric in history(folder, id)] == list(range(1, 9))
+    assert [metric.step for metric in history(folder, id, "best/test/loss")] == [1]
     assert (run.data.params["seed"], run.data.tags["resumed/seed"]) == ("7", "8")
     assert len(run.data.params["further"]) == 6000
 
 
-def test_what_is_no_number_and_names_that_mlflow_refuses(tmp_path):
+def test_what_is_no_number_and_names_that_mlflow_refuses(folder):
     logger = MLflowLogger()
     odd = odd_record(1)
     odd.values.update({"acc@5": 0.5, "/a//b": 0.25, "n" * 300: 1.0})
-    id, _ = run_attempt(logger, info(tmp_path), [odd, record(2)])
-    values = store(tmp_path).get_run(id).data.metrics
+    id, _ = run_attempt(logger, info(folder), [odd, record(2)])
+    values = store(folder).get_run(id).data.metrics
     assert math.isnan(values["grad_norm"])
     assert (values["test/loss"], values["test/gain"]) == (sys.float_info.max, -sys.float_info.max)  # as it keeps them
+    assert "best/test/loss" not in values
     assert (values["acc_5"], values["a/b"], values["n" * 250]) == (0.5, 0.25, 1.0)
     assert "MLflow allows no value with the name 'acc@5'; it keeps it as 'acc_5'" in logger.notices
     assert len(logger.notices) == 3
 
 
-def test_many_records_and_wide_ones(tmp_path):
+def test_many_records_and_wide_ones(folder):
     wide = {f"layer/{number}": float(number) for number in range(1200)}
     records = [record(step) for step in range(1, 601)] + [record(601, **wide)]
-    id, _ = run_attempt(MLflowLogger(), info(tmp_path), records)
-    assert len(history(tmp_path, id)) == 601
-    assert len(store(tmp_path).get_run(id).data.metrics) == 1204
+    id, _ = run_attempt(MLflowLogger(), info(folder), records)
+    assert len(history(folder, id)) == 601
+    assert len(store(folder).get_run(id).data.metrics) == 1204
 
 
-def test_the_best_weights_are_an_artifact_by_option(tmp_path):
+def test_the_best_weights_are_an_artifact_by_option(tmp_path, folder):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
     for keep in (False, True):
         logger = MLflowLogger({"log_model": keep, "experiment": "mine", "run_name": "first"})
-        id = logger.start(info(tmp_path / "run"))
+        id = logger.start(info(folder))
         logger.keep_file(weights)
         logger.summarize({"best": {"name": "test_loss", "value": 0.5}})
         logger.finish("done")
-        run = store(tmp_path / "run").get_run(id)
+        run = store(folder).get_run(id)
         assert (run.info.run_name, run.data.tags["summary/best/value"]) == ("first", "0.5")
-        kept = tmp_path / "run" / "mlflow-artifacts" / id / "artifacts" / "model.safetensors"
+        kept = folder / "mlflow-artifacts" / id / "artifacts" / "model.safetensors"
         assert kept.is_file() == keep
 
 
-def test_a_store_elsewhere_and_a_run_that_is_gone(tmp_path, monkeypatch):
+def test_a_store_elsewhere_and_a_run_that_is_gone(tmp_path, empty, monkeypatch):
+    shutil.copy(empty, tmp_path / "all.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/all.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     logger = MLflowLogger({"artifact_location": str(tmp_path / "files")})
     id, last = run_attempt(logger, info(tmp_path / "run", "0" * 32, 7), [record(1)])
     assert (last, id != "0" * 32) == (0, True)
     assert "has no run 000" in logger.notices[0]
-    assert (tmp_path / "all.db").is_file()
     assert not (tmp_path / "run" / "mlflow.db").exists()
     assert logger.client.get_experiment_by_name("mine").artifact_location == str(tmp_path / "files")
 
@@ -135,7 +151,7 @@ def test_a_users_own_run_stays_active(tmp_path, monkeypatch):
     assert mlflow.get_run(run.info.run_id).data.metrics == {"mine": 1.0}
 
 
-def test_a_killed_run_goes_on(tmp_path):
-    id, last = resume_after_kill("mlflow", tmp_path / "a run")
+def test_a_killed_run_goes_on(folder):
+    id, last = resume_after_kill("mlflow", folder)
     assert last == 10  # what was flushed
-    assert [metric.step for metric in history(tmp_path / "a run", id)] == list(range(1, 61))
+    assert [metric.step for metric in history(folder, id)] == list(range(1, 61))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .reading import RunLog, read_run
+from .reading import Run, read_run
 
 if TYPE_CHECKING:
     from .picture import Picture
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 CURVES = "curves.png"
 
 
-def draw_curves(run: RunLog | str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
+def draw_curves(run: Run | str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
     """Draw a run: losses, metrics, gradient norm and learning rate over the steps, with marks where it went on.
 
     The picture is there whole or not at all, so that a viewer never meets half of it. Any thread may call this.
 
     Parameters
     ----------
-    run : RunLog or path-like
+    run : Run or path-like
         A run, or its folder.
     path : path-like, optional
         Where the picture goes; its ending decides the format. ``curves.png`` in the run folder if not given.
@@ -39,7 +39,7 @@ def draw_curves(run: RunLog | str | os.PathLike[str], path: str | os.PathLike[st
     RunFolderError
         When there is no run.
     """
-    run = run if isinstance(run, RunLog) else read_run(run)
+    run = run if isinstance(run, Run) else read_run(run)
     path = Path(path) if path is not None else run.folder / CURVES
     figure = figure_of(run.rows, steps_of(run), resumes_of(run), title=run.name, who=path.name)
     partial = path.with_name(f"{path.name}.partial")
@@ -85,7 +85,7 @@ def figure_of(
     return draw(rows, steps, resumes, title)
 
 
-def steps_of(run: RunLog) -> dict[str, tuple[Any, Any]]:
+def steps_of(run: Run) -> dict[str, tuple[Any, Any]]:
     """What a run has of each step, and what the points have of others: the learning rate, and means since the last."""
     steps: dict[str, tuple[Any, Any]] = {name: (series.step, series.value) for name, series in run.steps.items()}
     means = [{"step": point["step"], **(point.get("train") or {}), "lr": point.get("lr")} for point in run.points]
@@ -97,7 +97,7 @@ def steps_of(run: RunLog) -> dict[str, tuple[Any, Any]]:
     return steps
 
 
-def resumes_of(run: RunLog) -> list[int]:
+def resumes_of(run: Run) -> list[int]:
     """The steps at which a run went on; those from which it later went back further are no longer among them."""
     begun = [attempt.get("step") or 0 for attempt in run.attempts]
     return sorted({step for i, step in enumerate(begun) if step and step <= min(begun[i:])})

@@ -10,7 +10,7 @@ from typing import Any
 
 from .history_file import Line
 from .logger import flat
-from .reading import RunLog
+from .reading import Run
 
 Facts = dict[str, str]
 
@@ -20,7 +20,7 @@ _LONG_NUMBER = re.compile(r"\b\d+\.\d{7,}(?:e[+-]?\d+)?\b")
 _SHAPE = re.compile(r"\(([\d, ]*)\)")
 
 
-def settings_of(run: RunLog) -> Facts:
+def settings_of(run: Run) -> Facts:
     """What decides the result, and the limits of the run, as it was started last."""
     attempt = _last(run)
     around = {k: v for k, v in _dict(attempt.get("circumstances")).items() if not _is_environment(k)}
@@ -30,7 +30,7 @@ def settings_of(run: RunLog) -> Facts:
     return _texts({name: value for name, value in facts.items() if name != "seed" or value is not None})
 
 
-def environment_of(run: RunLog) -> Facts:
+def environment_of(run: Run) -> Facts:
     """Where and with what it was computed, as it was started last."""
     attempt = _last(run)
     around = {k: v for k, v in _dict(attempt.get("circumstances")).items() if _is_environment(k)}
@@ -59,7 +59,7 @@ def _shorter(texts: list[str]) -> list[str]:
     return short if len(set(short)) == len(set(texts)) else texts
 
 
-def _last(run: RunLog) -> Line:
+def _last(run: Run) -> Line:
     return run.started[-1] if run.started else {}
 
 

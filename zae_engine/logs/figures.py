@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .curves import resumes_of, steps_of
 from .history_file import Line
 from .panels import NOT_DRAWN, TITLES, part_of, smoothed, thinned, window_of
-from .reading import RunLog
+from .reading import Run
 
 Trace = dict[str, Any]
 
@@ -76,12 +76,12 @@ def colour_of(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def figures_of(runs: Sequence[RunLog], names: Sequence[str]) -> list[Figure]:
+def figures_of(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
     """Draw runs: of one, a panel a quantity with all of its curves; of several, a panel a quantity and data set.
 
     Parameters
     ----------
-    runs : sequence of RunLog
+    runs : sequence of Run
     names : sequence of str
         Of the runs, as they are to be shown.
     """
@@ -109,7 +109,7 @@ def _rank(name: str) -> int:
 # ---------------------------------------------------------------------- curves
 
 
-def curves_of(run: RunLog) -> dict[str, dict[str, Curve]]:
+def curves_of(run: Run) -> dict[str, dict[str, Curve]]:
     """Quantity → its curves by name: ``train``, ``test``, ``test NAME``, or none. The loss first, the rate last."""
     found = dict[str, dict[str, Curve]]()
     for name in run.columns:
@@ -149,7 +149,7 @@ def _panel(
     name: str,
     parts: Sequence[tuple[str, int]],
     found: Sequence[Mapping[str, Mapping[str, Curve]]],
-    runs: Sequence[RunLog],
+    runs: Sequence[Run],
     names: Sequence[str],
 ) -> Figure:
     """One panel: of each part, a curve's name and the number of its run."""
@@ -200,7 +200,7 @@ def _points(x: NDArray[Any], y: NDArray[np.float64]) -> dict[str, list[Any]]:
     return {"x": [int(step) for step in x], "y": [None if math.isnan(v) else float(f"{v:.6g}") for v in y]}
 
 
-def _marks(run: RunLog, number: int, several: bool) -> Iterator[Trace]:
+def _marks(run: Run, number: int, several: bool) -> Iterator[Trace]:
     """Thin vertical lines, on an axis of their own, so that they come and go with their run."""
     resumes = resumes_of(run)
     if resumes:

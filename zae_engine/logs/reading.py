@@ -53,7 +53,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class RunLog:
+class Run:
     """What a run folder tells. Lines that a resume has superseded are left out, but for their time.
 
     Attributes
@@ -128,7 +128,7 @@ class RunLog:
         return sorted(names, key=("saving", "seconds").count)  # which keeps the order of the others
 
 
-def read_run(folder: str | os.PathLike[str]) -> RunLog:
+def read_run(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder.
 
     Parameters
@@ -152,7 +152,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunLog:
     rows = _rows(lasting)
     points = [line for line in lines if line.get("kind") == "point"]
     end = end_of(lines)
-    return RunLog(
+    return Run(
         folder,
         rows=rows,
         points=[line for line in lasting if line.get("kind") == "point" and "step" in line],

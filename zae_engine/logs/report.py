@@ -13,7 +13,7 @@ from typing import Any
 from .facts import NOTHING, clock, environment_of, settings_of, short, table_of
 from .figures import COLOURS, colour_of, figures_of
 from .history_file import Line
-from .reading import RunLog, find_runs, is_run, read_run
+from .reading import Run, find_runs, is_run, read_run
 from .summary import duration, in_units, summarize
 
 REPORT = "report.html"
@@ -58,7 +58,7 @@ def write_report(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     return path
 
 
-def render(runs: Sequence[RunLog]) -> str:
+def render(runs: Sequence[Run]) -> str:
     """Return the page of one run, or of several that are compared.
 
     Raises
@@ -79,7 +79,7 @@ def render(runs: Sequence[RunLog]) -> str:
     return page.render(css=texts["css"], js=texts["js"], plotly=get_plotlyjs(), **_content(runs))
 
 
-def _content(runs: Sequence[RunLog]) -> dict[str, Any]:
+def _content(runs: Sequence[Run]) -> dict[str, Any]:
     names = names_of([run.folder for run in runs])
     figures = figures_of(runs, names)
     settings, leading = [settings_of(run) for run in runs], _leading(runs)
@@ -114,7 +114,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 # ---------------------------------------------------------------------- one run
 
 
-def _run(run: RunLog, name: str, number: int) -> dict[str, Any]:
+def _run(run: Run, name: str, number: int) -> dict[str, Any]:
     summary = summarize(run)
     shares = summary["shares"]
     return {
@@ -136,7 +136,7 @@ def _run(run: RunLog, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def _leading(runs: Sequence[RunLog]) -> list[RunLog]:
+def _leading(runs: Sequence[Run]) -> list[Run]:
     """The runs with the best value of all, if all watch the same one."""
     known = [(run, run.best) for run in runs if run.best]
     if len(known) < 2 or len({(best.name, best.mode) for _, best in known}) > 1:
@@ -145,7 +145,7 @@ def _leading(runs: Sequence[RunLog]) -> list[RunLog]:
     return [run for run, best in known if best.value == least]
 
 
-def _best(run: RunLog) -> dict[str, str] | None:
+def _best(run: Run) -> dict[str, str] | None:
     best = run.best
     if best is None:
         return None
@@ -159,7 +159,7 @@ def _best(run: RunLog) -> dict[str, str] | None:
     }
 
 
-def _cards(run: RunLog, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _cards(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value, and what there is to say of it."""
     attempts, shares, memory = len(run.attempts), summary["shares"], summary["memory"]
     cards = [("duration", duration(run.seconds), f"{attempts} attempts" if attempts > 1 else ""),
@@ -174,13 +174,13 @@ def _cards(run: RunLog, summary: Mapping[str, Any]) -> list[tuple[str, str, str]
     return cards
 
 
-def _row(run: RunLog) -> list[str]:
+def _row(run: Run) -> list[str]:
     """Of a table that compares runs."""
     rate = run.samples_per_second
     return [f"{run.epoch:,}", f"{run.step:,}", duration(run.seconds), f"{rate:,.0f}" if rate else NOTHING]
 
 
-def _checkpoints(run: RunLog) -> list[dict[str, str | bool]]:
+def _checkpoints(run: Run) -> list[dict[str, str | bool]]:
     """Those that are there, the newest first."""
     best: Line = next((c.manifest["best"] for c in reversed(run.saved) if isinstance(c.manifest.get("best"), dict)), {})
     return [
@@ -197,7 +197,7 @@ def _checkpoints(run: RunLog) -> list[dict[str, str | bool]]:
     ]
 
 
-def _attempts(run: RunLog) -> list[list[str]]:
+def _attempts(run: Run) -> list[list[str]]:
     """When the run was started, and gone on with."""
     rows = []
     for line in run.attempts:

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint.folder import near
 from .facts import NOTHING, clock, short
 from .history_file import Line
-from .reading import RunFolderError, RunLog, find_runs, read_run
+from .reading import Run, RunFolderError, find_runs, read_run
 from .summary import duration
 
 Row = dict[str, Any]
@@ -93,7 +93,7 @@ def _look(folder: Path, name: str) -> tuple[Row, Line]:
     return row | known, last
 
 
-def _started(run: RunLog) -> str | None:
+def _started(run: Run) -> str | None:
     if run.attempts and (time := clock(run.attempts[0].get("time"))):
         return time.astimezone(timezone.utc).isoformat(timespec="seconds")
     said = run.started[0].get("started") if run.started else None

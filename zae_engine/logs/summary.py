@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint.disk import write_json
-from .reading import RunLog, read_run
+from .reading import Run, read_run
 
 SUMMARY = "summary.json"
 _WAITED = 5.0  # seconds of waiting for data that are worth a word: a first batch always takes a while
@@ -17,12 +17,12 @@ _PARTS = {"compute": "computing", "data": "waiting for data", "evaluation": "eva
           "logging": "logging"}  # fmt: skip
 
 
-def write_summary(run: RunLog | str | os.PathLike[str]) -> dict[str, Any]:
+def write_summary(run: Run | str | os.PathLike[str]) -> dict[str, Any]:
     """Write a run's ``summary.json`` into its folder, whole or not at all; return what is in it.
 
     Parameters
     ----------
-    run : RunLog or path-like
+    run : Run or path-like
         A run, or its folder.
 
     Raises
@@ -30,13 +30,13 @@ def write_summary(run: RunLog | str | os.PathLike[str]) -> dict[str, Any]:
     RunFolderError
         When there is no run.
     """
-    run = run if isinstance(run, RunLog) else read_run(run)
+    run = run if isinstance(run, Run) else read_run(run)
     summary = summarize(run)
     write_json(run.folder / SUMMARY, summary)
     return summary
 
 
-def summarize(run: RunLog) -> dict[str, Any]:
+def summarize(run: Run) -> dict[str, Any]:
     """Tell what came out of a run.
 
     Returns
@@ -82,7 +82,7 @@ def shares_of(spent: Mapping[str, float]) -> dict[str, float] | None:
     return {name: round(spent.get(name, 0.0) / total, 4) for name in _PARTS} if total > 0 else None
 
 
-def _best(run: RunLog) -> dict[str, Any] | None:
+def _best(run: Run) -> dict[str, Any] | None:
     best = run.best
     names = ("name", "mode", "value", "epoch", "step", "saved")
     return None if best is None else {name: getattr(best, name) for name in names}

@@ -15,7 +15,7 @@ from ..logs.curves import CURVES, draw_curves
 from ..logs.feed import Feed, close
 from ..logs.history_file import Line
 from ..logs.logger import RunInfo
-from ..logs.reading import RunLog, read_run
+from ..logs.reading import Run, read_run
 from ..logs.summary import SUMMARY, effort_lines, write_summary
 from .circumstances import loader_facts, peak_memory
 
@@ -105,7 +105,7 @@ class Afterwards:
         there = [name for name in (SUMMARY, CURVES) if (folder / name).is_file()]
         return summary, [*effort_lines(summary), f"In {str(_near(folder))!r}: {', '.join(there)}."]
 
-    def _draw(self, run: RunLog | Path) -> None:
+    def _draw(self, run: Run | Path) -> None:
         if not self.pictures:
             return
         try:

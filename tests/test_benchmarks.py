@@ -76,3 +76,11 @@ def test_restarting(quick):
     assert list(found) == ["in order", "shuffled"]
     for rows in found.values():
         assert names(rows)[:4] == ["verifying", "loading", "history", "order"]
+
+
+def test_loggers(quick):
+    found, _ = quick("loggers")
+    (rows,) = found.values()
+    assert names(rows) == ["no add-on", "csv"]
+    assert [list(row["start_s"]) for row in rows] == [[], ["csv"]]
+    assert all(row["cpu_us"] >= row["thread_us"] > 0 and row["end_s"] >= 0 for row in rows)

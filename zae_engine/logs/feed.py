@@ -142,7 +142,7 @@ class Delivery:
         self._since: float | None = None  # when the call began in which the logger is
         self._last = cursor.step  # the last step that was handed over, if not flushed yet
         self._problems, self._told, self.aloud = list[str](), set[str](), False
-        self._patient = True
+        self._patient, self._failed = True, False
         self._logger: Logger | None = None
         cursor.status = "open"
         self._thread = threading.Thread(target=self._work, name=f"logger {self.name}", daemon=True)
@@ -233,8 +233,9 @@ class Delivery:
                 break
             except BaseException as error:  # a client may even exit; that is no reason to end a training
                 self._set_aside(error, pause)
-            if self._ending.wait(pause):
+            if self.ending:  # the last attempt, or the very end of the only one
                 break
+            self._ending.wait(pause)
             pause, self._aside = 2 * pause, False
         if self.aloud:
             _print(self.problems())
@@ -308,7 +309,9 @@ class Delivery:
         words = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
         again = "" if self.ending else f" it is tried again in {pause:g} s, and"
-        self._tell(f"{self.name} is set aside: {said[:300]}. The training goes on;{again} {self._later()}", said)
+        if not self.ending or not self._failed:  # what a last attempt says, at the end of a process say, tells no more
+            self._tell(f"{self.name} is set aside: {said[:300]}. The training goes on;{again} {self._later()}", said)
+        self._failed = True
         self._since = time.monotonic()
         with self._changed:
             self._aside = True

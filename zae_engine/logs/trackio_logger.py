@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -66,6 +67,8 @@ class TrackioLogger(Logger):
 
     def start(self, info: RunInfo) -> str:
         """Open a new run, or the one of that id, whatever it is called by now."""
+        if installed("matplotlib"):  # which Trackio looks up at each value, and must not meet while it is half imported
+            importlib.import_module("matplotlib.figure")
         project = self.settings.get("project", info.name)
         name = self.settings.get("name", info.name)
         runs = {run.id: run.name for run in _runs(project)}

@@ -1,0 +1,51 @@
+"""A training with two loggers that is killed (kill -9), each time further on.
+
+``python -m tests.logs.killed_run FOLDER 8 15`` does it before step 8, and then before step 15.
+
+Each attempt is a process of its own, a fork of this one, which has only imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from tests.helpers import MLPTrainer, loader, make
+from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
+
+
+class Killed(MLPTrainer):
+    kill_at = 0
+
+    def train_step(self, batch):
+        if self.progress_checker.get_step() == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch)
+
+    test_step = MLPTrainer.train_step
+
+
+def train(folder, kill_at=0, kind=Killed, **options):
+    """Of 18 steps, with a checkpoint at every fifth, and a validation at every fourth."""
+    options = {"save_path": folder, "log_every": "1st", "save_every": "5st", "save_async": False} | options
+    trainer = make(kind.add_on(StateManagerAddon, CSVLoggerAddon, TensorBoardLoggerAddon), **options)
+    trainer.kill_at = kill_at
+    trainer.run(3, loader(shuffle=True), loader(11), valid_every="4st", resume="auto")
+    trainer.close_loggers()
+    return trainer
+
+
+def main(folder: str, *kills: str) -> None:
+    for kill_at in map(int, kills):
+        child = os.fork()
+        if child == 0:
+            try:
+                train(folder, kill_at)
+            finally:
+                os._exit(1)  # the kill did not come
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -239,6 +239,7 @@ def test_what_cannot_be_exported(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the clients' own packages
 @pytest.mark.parametrize("name", ["mlflow", "neptune", "trackio", "wandb"])
 def test_a_run_goes_to_any_logger(tmp_path, monkeypatch, name):
     monkeypatch.setenv("WANDB_MODE", "offline")

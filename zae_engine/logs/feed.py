@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
+import random
 import sys
 import threading
 import time
@@ -13,6 +15,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .cursor import Cursor
 from .logger import Logger, Record, RunInfo
@@ -41,7 +45,7 @@ class Feed:
         self._make, self._settings = make, settings or {}
         logger = make()
         logger.check()
-        self.name = logger.name
+        self.name, self._module = logger.name, logger.module
         self.known_id: str | None = None  # of a checkpoint, for a folder that has no cursor
         self._delivery: Delivery | None = None
         self._before: list[Delivery] = []  # that may have something to tell yet
@@ -57,6 +61,7 @@ class Feed:
         cursor = Cursor(self.name) if fresh else Cursor.load(info.folder, self.name)
         cursor.id = cursor.id or (None if fresh else self.known_id)
         cursor.settings = self._settings
+        _import(self._module)
         self._delivery = Delivery(self._make, info, cursor, before)
 
     @property
@@ -114,6 +119,20 @@ class Feed:
     def client(self, patience: float | None = None) -> Any:
         """The logger's real client; None as long as it has none. While it starts, that is waited for, but once."""
         return self._here.client(PATIENCE if patience is None else patience) if self._here is not None else None
+
+
+def _import(module: str) -> None:
+    """Import a client here, and leave the random streams as they are.
+
+    Some packages draw while they are imported; from a thread beside the training, that would change what it draws.
+    """
+    if not module or module in sys.modules:
+        return
+    streams = random.getstate(), np.random.get_state()
+    with suppress(Exception, SystemExit):  # the thread finds the same, and tells it
+        importlib.import_module(module)
+    random.setstate(streams[0])
+    np.random.set_state(streams[1])
 
 
 class Delivery:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 from tests.helpers import MLPTrainer, loader, make
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
@@ -19,6 +20,8 @@ class Killed(MLPTrainer):
     kill_at = 0
 
     def train_step(self, batch):
+        if self.kill_at - 3 < self.progress_checker.get_step():
+            time.sleep(0.1 * (self.kill_at > 0))  # what is written beside the training is written when the kill comes
         if self.progress_checker.get_step() == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().train_step(batch)

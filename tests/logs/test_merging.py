@@ -200,7 +200,7 @@ with open(sys.argv[1], "ab", buffering=0) as file:
     for line in [attempt(), *(l for s in range(1, 301) for l in (steps(s, loss=[1.0]), point(s))), end(step=300)]:
         text = json.dumps(line).encode() + b"\\n"
         file.write(text[:len(text) // 2])
-        if line.get("step", 0) % 50 == 0:
+        if line.get("step", 1) % 50 == 0:
             time.sleep(0.02)
         file.write(text[len(text) // 2:])
 """

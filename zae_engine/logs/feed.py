@@ -161,7 +161,7 @@ class Delivery:
         self._since: float | None = None  # when the call began in which the logger is
         self._last = cursor.step  # the last step that was handed over, if not flushed yet
         self._problems, self._told, self.aloud = list[str](), set[str](), False
-        self._patient, self._failed = True, False
+        self._patient, self._failed, self._final = True, False, False
         self._logger: Logger | None = None
         cursor.status = "open"
         self._thread = threading.Thread(target=self._work, name=f"logger {self.name}", daemon=True)
@@ -245,6 +245,7 @@ class Delivery:
             self._before.join(PATIENCE)
             self._before = None
         while True:
+            self._final = self.ending
             try:
                 logger = self._logger = self._make()
                 self._start(logger)
@@ -252,7 +253,7 @@ class Delivery:
                 break
             except BaseException as error:  # a client may even exit; that is no reason to end a training
                 self._set_aside(error, pause)
-            if self.ending:  # the last attempt, or the very end of the only one
+            if self._final:
                 break
             self._ending.wait(pause)
             pause, self._aside = 2 * pause, False
@@ -281,7 +282,7 @@ class Delivery:
             with self._changed:
                 asked = self._asked
             self._since = time.monotonic()
-            ending = self._ending.is_set()  # before it is read, so that nothing is left behind
+            ending = self._final = self.ending  # before it is read, so that nothing is left behind
             self._deliver(logger, tail.read())
             self._give_offers(logger)
             if ending:
@@ -327,8 +328,8 @@ class Delivery:
     def _set_aside(self, error: BaseException, pause: float) -> None:
         words = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
-        again = "" if self.ending else f" it is tried again in {pause:g} s, and"
-        if not self.ending or not self._failed:  # what a last attempt says, at the end of a process say, tells no more
+        again = "" if self._final else f" it is tried again in {pause:g} s, and"
+        if not self._final or not self._failed:  # what a last attempt says, at the end of a process say, tells no more
             self._tell(f"{self.name} is set aside: {said[:300]}. The training goes on;{again} {self._later()}", said)
         self._failed = True
         self._since = time.monotonic()

@@ -111,6 +111,7 @@ def train(case: Case, turns: Turns, folder: Path, facts: dict[str, Any], stack: 
         options |= {"save_path": folder / "run"}
     trainer: Any = Classifier.add_on(*stack)(model, device="cpu", optimizer=optimizer(model), seed=0, **options)
     turns.stop, turns.resume = partial(trainer.stop, "measured"), partial(_stand, trainer)
+    turns.wait()
     began = perf_counter()
     watches = _watch(trainer, began, facts) if stack else []
     trainer.run(10**6, turns)
@@ -153,6 +154,7 @@ def _watch(trainer: Any, began: float, facts: dict[str, Any]) -> list[threading.
 def train_by_hand(case: Case, turns: Turns, folder: Path, facts: dict[str, Any], logged: bool = False) -> None:
     """Train with PyTorch alone, and log each step's loss to W&B, if that is wanted."""
     log: Callable[[dict[str, float]], Any] | None = None
+    turns.wait()
     if logged:
         _quiet(folder)
         import wandb

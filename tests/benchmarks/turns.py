@@ -67,6 +67,10 @@ class Turns:
         self._steps, self._end = 0, 0.0
         self._clocks = (0.0, 0.0, 0.0)
 
+    def wait(self) -> None:
+        """Wait for the first turn: with everything ready, and nothing begun that goes on beside the training."""
+        self._hand_over()
+
     def __iter__(self) -> Iterator[Any]:
         """Go through an epoch."""
         count, batches = len(self._batches), self._batches

@@ -7,13 +7,14 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import shlex
 import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -204,6 +205,10 @@ def _neptune() -> Any:
     import neptune
     import neptune.exceptions
 
+    with suppress(ImportError):
+        from neptune.internal.operation_processors import utils
+
+        vars(utils)["random"] = random.SystemRandom()  # it would name its files by what the training draws
     return neptune
 
 

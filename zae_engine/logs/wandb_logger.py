@@ -21,6 +21,7 @@ from .wandb_file import is_ended, read_steps
 _OWN = ("log_model",)
 _MODES = ("online", "offline", "disabled", "shared")
 _EXIT = {"done": 0, "failed": 1}
+_OURS: set[str] = set()  # ids of runs that were opened here
 _AGAIN = 75  # the exit code of an interrupted run: run me again (EX_TEMPFAIL of sysexits.h)
 _SETTLED = 5.0  # seconds that wandb-core is given to write the last of a file
 _QUIET = {
@@ -81,13 +82,16 @@ class WandBLogger(Logger):
 
         self._info, self._seen = info, set[str]()
         self._best, self._last, self._sense = dict[str, float](), dict[str, float](), dict[str, str]()
-        self._borrowed = wandb.run is not None and not (self.settings.keys() - set(_OWN))
+        others = wandb.run is not None and wandb.run.id not in _OURS
+        self._borrowed = self._shared = others and not (self.settings.keys() - set(_OWN))
         self._kept: int | None = None
         if self._borrowed:
             self.client = wandb.run
         else:
             self.client = self._opened(wandb, self._parameters(wandb, info))
+            _OURS.add(self.client.id)
             self._look_back()
+        self.client.define_metric("step", hidden=True)
         if self._borrowed or not isinstance(self.settings.get("config"), (Mapping, type(None))):
             there = dict(self.client.config)
             self.client.config.update({key: value for key, value in info.config.items() if key not in there})
@@ -99,12 +103,16 @@ class WandBLogger(Logger):
 
     def log(self, record: Record) -> None:
         """Keep a record as one row of the run's history, at its own time."""
+        if not self._shared and self.client.step > record.step:  # the script logs to it, too: `wandb.log(...)`
+            self._shared = True
+            self._seen.clear()
         for key in record.values.keys() - self._seen:
             self._define(key)
-        if self._borrowed:  # its steps are the script's
-            self.client.log({**record.values, "step": record.step})
+        values = {**record.values, "step": record.step, "_timestamp": record.time}
+        if self._shared:  # wandb's own steps are the script's
+            self.client.log(values)
         else:
-            self.client.log({**record.values, "_timestamp": record.time}, step=record.step, commit=True)
+            self.client.log(values, step=record.step, commit=True)
         for key in self._sense.keys() & record.values.keys():
             self._note(key, record.values[key])
 
@@ -145,7 +153,8 @@ class WandBLogger(Logger):
         chosen: dict[str, Any] = {
             "id": info.id or settings.run_id or os.environ.get("WANDB_RUN_ID") or _new_id(),
             "dir": settings.root_dir if "root_dir" in settings.model_fields_set else os.environ.get("WANDB_DIR"),
-            "reinit": "create_new",  # others in this process, the script's own among them, are not touched
+            # Others in this process are not touched; the first one is wandb.run, as the script may call wandb.log.
+            "reinit": "finish_previous" if wandb.run is None else "create_new",
             **({} if given.keys() & {"resume_from", "fork_from"} else {"resume": "allow"}),
             "allow_val_change": True,
             **given,
@@ -219,8 +228,10 @@ class WandBLogger(Logger):
         pieces = _pieces(Path(run.dir).parents[2], str(run.id)) if run.dir else []
         steps = [-1]
         for path in pieces:
-            for step, values in read_steps(path):
-                steps.append(step)
+            for _, values in read_steps(path):
+                if "step" not in values:  # the script's own
+                    continue
+                steps.append(int(values["step"]))
                 for key in values.keys() - self._seen:
                     self._remember(key)
                 for key in self._sense.keys() & values.keys():
@@ -233,7 +244,7 @@ class WandBLogger(Logger):
     def _define(self, key: str) -> None:
         self._remember(key)
         kept_here = {"summary": "none"} if key in self._sense else {}
-        if self._borrowed:
+        if self._shared:
             self.client.define_metric(key, step_metric="step", **kept_here)
         elif kept_here:
             self.client.define_metric(key, **kept_here)

@@ -9,7 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,7 @@ class RunLog:
         if self.file is None:
             return
         if ends and self.is_open:
+            self._take_rest()
             self.put([end_line(self.trainer, status, reason)])
         self._background.wait()
         self._write(self.file)
@@ -244,6 +245,16 @@ class RunLog:
         self._report()
         for line in lines if self.trainer.log_bar else ():
             self.say(line)
+
+    def _take_rest(self) -> None:
+        """Of a run that broke off within an epoch, what its last steps were; others have it only all together."""
+        trainer = self.trainer
+        if self.processes.count > 1 or trainer._open is None:
+            return
+        with suppress(Exception):  # the values may be what the run has failed of
+            trainer.log_train.drain()
+            if len(trainer.log_train.losses) == trainer.progress_checker.get_step() - 1:  # and none is half done
+                self.put(self._lines.take(trainer, opened=True))
 
 
 def _status(error: BaseException) -> tuple[str, str]:

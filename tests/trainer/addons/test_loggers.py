@@ -59,7 +59,7 @@ def logged(*add_ons, kind=PlainTrainer, **options):
             "web_logger='csv' is not accepted; give settings by logger: {\"csv\": {...}}",
         ),
         ({"web_logger": {"csb": {}}}, ValueError, "settings for 'csb', which no add-on takes; did you mean 'csv'?"),
-        ({"web_logger": {"wandb": {}}}, ValueError, "which no add-on takes; add its add-on; in this stack are csv"),
+        ({"web_logger": {"wandb": {}}}, ValueError, "'wandb' needs its add-on in add_on(...); in this stack are csv"),
         ({"web_logger": {"csv": 3}}, TypeError, "web_logger['csv']=3 is not accepted; give a dict of settings"),
         ({"web_logger": {"csv": {"pth": "x"}}}, TypeError, "csv logger has no setting 'pth'; did you mean 'path'?"),
         ({"web_loger": {}}, TypeError, "has no option 'web_loger'; did you mean 'web_logger'"),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ...logs.feed import Feed, close
 from ...logs.logger import Logger
-from ...logs.registry import logger_class, require
+from ...logs.registry import LOGGERS, logger_class, require
 from ..fingerprint import plain_settings
 from ..run_folder import RunFolderAddon
 
@@ -104,12 +104,18 @@ def _checked(web_logger: Any, names: Mapping[str, Any]) -> dict[str, dict[str, A
     given = dict(web_logger or {})
     for name, settings in given.items():
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"add its add-on; in this stack are {', '.join(names)}"
-            raise ValueError(f"web_logger has settings for {name!r}, which no add-on takes; {hint}")
+            raise ValueError(f"web_logger has settings for {name!r}, which no add-on takes; {_meant(str(name), names)}")
         if not isinstance(settings, (Mapping, type(None))):
             raise TypeError(f"web_logger[{name!r}]={settings!r} is not accepted; give a dict of settings, or {{}}")
     return {name: dict(given.get(name) or {}) for name in names}
+
+
+def _meant(name: str, names: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, LOGGERS, n=1)
+    if near and near[0] in names:
+        return f"did you mean {near[0]!r}?"
+    there = f"in this stack are {', '.join(names)}"
+    return f"{near[0]!r} needs its add-on in add_on(...); {there}" if near else f"add its add-on; {there}"
 
 
 class TensorBoardLoggerAddon(LoggerAddon):

@@ -6,6 +6,8 @@ import atexit
 import importlib
 import os
 import random
+import re
+import shlex
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from .merging import Tail
 AGAIN = 60.0  # seconds until a logger that raised is tried again; each further time twice as many
 SLOW = 60.0  # seconds after which a call is told to hang
 PATIENCE = 30.0  # seconds that the end of a process waits for loggers
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MANY = 1000  # records between two flushes
 
 _OPEN: weakref.WeakSet[Delivery] = weakref.WeakSet()  # those that the end of the process has to close
@@ -164,6 +167,7 @@ class Delivery:
         self._patient, self._failed, self._final = True, False, False
         self._logger: Logger | None = None
         cursor.status = "open"
+        _register(self)
         self._thread = threading.Thread(target=self._work, name=f"logger {self.name}", daemon=True)
         self._thread.start()
 
@@ -269,9 +273,7 @@ class Delivery:
         seen = logger.last_step()  # the truth: a kill may have come between its file and our note
         self._last = cursor.step = cursor.step if seen is None else seen
         cursor.save(folder)
-        _OPEN.add(self)
-        atexit.unregister(_at_exit)
-        atexit.register(_at_exit)  # after the client's own, and so called before it
+        _register(self)  # once more, after the client's own handler, and so called before it
         with self._changed:
             self._started = True
             self._changed.notify_all()
@@ -326,8 +328,8 @@ class Delivery:
                 self._file = None
 
     def _set_aside(self, error: BaseException, pause: float) -> None:
-        words = str(error).strip().splitlines()
-        said = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
+        words = [line for line in _COLOURS.sub("", str(error)).splitlines() if any(map(str.isalnum, line))]
+        said = f"{type(error).__name__}: {words[0].strip()}" if words else type(error).__name__
         again = "" if self._final else f" it is tried again in {pause:g} s, and"
         if not self._final or not self._failed:  # what a last attempt says, at the end of a process say, tells no more
             self._tell(f"{self.name} is set aside: {said[:300]}. The training goes on;{again} {self._later()}", said)
@@ -350,7 +352,7 @@ class Delivery:
             self._cursor.save(self._info.folder)
 
     def _later(self) -> str:
-        return f"`zae logs sync {self._info.folder}` delivers later what is missing"
+        return f"`zae logs sync {shlex.quote(str(self._info.folder))}` delivers later what is missing"
 
     def _tell(self, sentence: str, about: str = "") -> None:
         if (about or sentence) not in self._told:
@@ -365,6 +367,13 @@ def close(feeds: Iterable[Feed | Delivery], status: str | None, patience: float 
         feed.end(status)
     for feed in feeds:
         feed.join(max(0.0, deadline - time.monotonic()))
+
+
+def _register(delivery: Delivery) -> None:
+    """Have the end of the process wait for a delivery."""
+    _OPEN.add(delivery)
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
 
 
 def _at_exit() -> None:

@@ -23,7 +23,7 @@ class RunFolderAddon(AddOnBase):
     save_path : path-like, optional
         The run's folder, of one run only; None makes a new one below ``runs/``.
     log_every : int, str or timedelta
-        How often the values of the steps are read: ``'5s'``, ``'50st'``, ``'1ep'``; an integer counts steps. No value
+        How often the values of the steps are read: ``'10s'``, ``'50st'``, ``'1ep'``; an integer counts steps. No value
         is lost between. The end of an epoch and a checkpoint always count.
     """
 
@@ -41,7 +41,7 @@ class RunFolderAddon(AddOnBase):
         self,
         *args: Any,
         save_path: str | os.PathLike[str] | None = None,
-        log_every: int | str | timedelta = "5s",
+        log_every: int | str | timedelta = "10s",
         **kwargs: Any,
     ) -> None:
         every = Duration.parse(log_every, "log_every", bare="st")

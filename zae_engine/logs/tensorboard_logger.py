@@ -98,7 +98,7 @@ class TensorBoardLogger(Logger):
             return folder
         path = info.folder / (info.id or os.path.abspath(folder))
         number, free = 1, path
-        while info.id is None and next(_files(free), None):
+        while info.id is None and _last_step(str(free)):  # what has no number yet was killed as it began
             number += 1
             free = path.with_name(f"{path.name}-{number}")
         return str(free)

@@ -21,7 +21,7 @@ from .._version import __version__
 
 _LONG = 20_000
 _STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
-_NAME = r"(?i:token|key|secret|passw|credential|auth)"
+_NAME = r"(?i:token|tkn|key|secret|passw|credential|auth)"
 _SECRET = re.compile(_NAME)
 _OPTION = re.compile(rf"(?s)^([\w.-]*{_NAME}[\w.-]*=).*")
 _NAMED = re.compile(rf"({_NAME}[\w\"'-]*\s*[:=]\s*[\"']?)[^\s\"',&}}]+")  # within JSON, or an address
@@ -138,7 +138,9 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(key, str) and not _SECRET.search(key) and _is_plain(v) for key, v in value.items())
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, int, float))
+    if isinstance(value, str):
+        return not _LOGIN.search(value) and not _TOKEN.search(value)
+    return value is None or isinstance(value, (int, float))
 
 
 def without_secrets(words: list[str]) -> list[str]:

@@ -405,10 +405,9 @@ def test_in_a_session_the_workers_log_one_run(tmp_path):
 # ---------------------------------------------------------------------- all of them
 
 
-@pytest.mark.xfail(strict=True, reason="plain_settings does not know 'tkn'")
 def test_tokens_are_in_no_cursor(tmp_path):
     pytest.importorskip("neptune")
-    settings = {"neptune": {"api_tkn": "ANOTHER-1234", "mode": "offline"}}
+    settings = {"neptune": {"api_tkn": "ANOTHER-1234", "mode": "offline", "proxies": {"http": "http://me:pw@host"}}}
     trainer = logged(NeptuneLoggerAddon, save_path=tmp_path, web_logger=settings)
     (feed,) = trainer._run_log.afterwards.feeds.values()
     assert feed._settings == {"mode": "offline"}

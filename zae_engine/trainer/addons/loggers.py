@@ -48,7 +48,7 @@ class LoggerAddon(RunFolderAddon):
         super().__init__(*args, **kwargs)
         self._run_log.afterwards.feeds |= feeds
         for feed in feeds.values():
-            weakref.finalize(self, feed.end, "done").atexit = False  # at the exit, they are waited for
+            weakref.finalize(self, feed.abandon).atexit = False  # at the exit, they are waited for
 
     @classmethod
     def _names(cls) -> dict[str, type[LoggerAddon]]:

@@ -123,8 +123,11 @@ class RunLock:
         try:
             if not self._try():
                 owner = self._owner()
-                if owner is None or not _dead(owner) or _inode(self.folder / LOCK) != seen:
-                    raise self._refusal(owner)  # another was quicker
+                time.sleep(_GRACE)  # whoever has just got it may have yet to sign
+                if owner != (now := self._owner()) or owner is None or not _dead(owner):
+                    raise self._refusal(now)  # another was quicker
+                if _inode(self.folder / LOCK) != seen:
+                    raise self._refusal(owner)
                 for name in (LOCK, f"{LOCK}.soft"):
                     (self.folder / name).unlink(missing_ok=True)
                 if not self._try():

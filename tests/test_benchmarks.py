@@ -63,6 +63,7 @@ def test_shards(quick):
         assert {"plain", "shards=4", "shards=8"} <= set(names(rows))
 
 
+@pytest.mark.slow
 def test_saving(quick):
     found, _ = quick("saving")
     (rows,) = found.values()
@@ -71,6 +72,7 @@ def test_saving(quick):
     assert all(row["told_ms"] > 0 for row in rows[2:])
 
 
+@pytest.mark.slow
 def test_restarting(quick):
     found, _ = quick("restarting")
     assert list(found) == ["in order", "shuffled"]
@@ -78,6 +80,7 @@ def test_restarting(quick):
         assert names(rows)[:4] == ["verifying", "loading", "history", "order"]
 
 
+@pytest.mark.slow
 def test_loggers(quick):
     found, _ = quick("loggers")
     (rows,) = found.values()

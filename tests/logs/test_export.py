@@ -157,6 +157,7 @@ def killed(folder, *kills):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_synchronised_is_that_of_an_unbroken_one(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     train(whole)

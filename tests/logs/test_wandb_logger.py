@@ -160,7 +160,7 @@ thread.join()
 """
 
 
-@pytest.mark.parametrize("last", [1, 400])
+@pytest.mark.parametrize("last", [pytest.param(1, marks=pytest.mark.slow), 400])
 def test_nothing_is_missing_and_nothing_twice_after_kill_9(tmp_path, last):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(last)]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=60)

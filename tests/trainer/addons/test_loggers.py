@@ -393,6 +393,7 @@ print(trainer.state_dict()["LoggerAddon"])
 """
 
 
+@pytest.mark.slow
 def test_in_a_session_the_workers_log_one_run(tmp_path):
     ((_, out, err),) = finish(session(tmp_path, SESSION, cwd=tmp_path))
     assert "{'csv': 'metrics.csv'}" in out, err

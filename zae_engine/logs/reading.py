@@ -194,7 +194,7 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _no_run(path: Path) -> str:
-    need = f"a run folder has a {HISTORY}; StateManagerAddon writes it into save_path"
+    need = f"a run folder has a {HISTORY}; StateManagerAddon and every logger add-on write it into save_path"
     if not path.exists():
         there = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         return f"there is no {str(path)!r}{near(str(path), there) or '; ' + need}"

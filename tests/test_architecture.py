@@ -25,7 +25,7 @@ LAYERS = [
     {"errors"},
     {"disk"},
     {"folder", "lock"},
-    {"history_file", "logger", "network", "wandb_file"},
+    {"history_file", "logger", "network", "wandb_file", "streams"},
     {"outcome", "panels"},
     {"reading", "registry", "cursor"},
     {"merging", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +87,28 @@ def test_a_file_that_cannot_be_opened_keeps_the_lines_for_the_next_time(path):
     file.append([step(2)])
     assert steps(path) == [1, 2]
     assert file.count == 2
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from zae_engine.logs.history_file import HistoryFile
+file = HistoryFile(Path(sys.argv[1]))
+file.append([{"kind": "row", "number": 0, "text": "x" * 100}])
+size = file.path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 130, resource.RLIM_INFINITY))
+file.put([{"kind": "row", "number": n, "text": "x" * 100} for n in (1, 2)])
+try:
+    file.write()
+except OSError:
+    print(file.path.stat().st_size - size, file.waiting)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+file.write()
+"""
+
+
+def test_a_write_that_is_cut_short_leaves_nothing_behind(path):
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0 2\n", done.stderr
+    assert [line["number"] for line in read_history(path)] == [0, 1, 2]
+    assert path.read_bytes().count(b"\n") == HistoryFile(path).count == 3

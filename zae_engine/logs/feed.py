@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import importlib
 import os
-import random
 import re
 import shlex
 import sys
@@ -18,11 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .cursor import Cursor
 from .logger import Logger, Record, RunInfo
 from .merging import Tail
+from .streams import import_apart, keep_apart
 
 AGAIN = 60.0  # seconds until a logger that raised is tried again; each further time twice as many
 SLOW = 60.0  # seconds after which a call is told to hang
@@ -64,7 +61,7 @@ class Feed:
         cursor = Cursor(self.name) if fresh else Cursor.load(info.folder, self.name)
         cursor.id = cursor.id or (None if fresh else self.known_id)
         cursor.settings = self._settings
-        _import(self._module)
+        import_apart(self._module)
         self._delivery = Delivery(self._make, info, cursor, before)
 
     @property
@@ -124,20 +121,6 @@ class Feed:
         return self._here.client(PATIENCE if patience is None else patience) if self._here is not None else None
 
 
-def _import(module: str) -> None:
-    """Import a client here, and leave the random streams as they are.
-
-    Some packages draw while they are imported; from a thread beside the training, that would change what it draws.
-    """
-    if not module or module in sys.modules:
-        return
-    streams = random.getstate(), np.random.get_state()
-    with suppress(Exception, SystemExit):  # the thread finds the same, and tells it
-        importlib.import_module(module)
-    random.setstate(streams[0])
-    np.random.set_state(streams[1])
-
-
 class Delivery:
     """The thread that delivers one run, and what it shares with the training's.
 
@@ -165,6 +148,7 @@ class Delivery:
         self._last = cursor.step  # the last step that was handed over, if not flushed yet
         self._problems, self._told, self.aloud = list[str](), set[str](), False
         self._patient, self._failed, self._final = True, False, False
+        self.given_up = False  # whether its end was waited for in vain
         self._logger: Logger | None = None
         cursor.status = "open"
         _register(self)
@@ -218,6 +202,7 @@ class Delivery:
         if self.alive:
             self._thread.join(patience)
             if self.alive:
+                self.given_up = True
                 self._tell(f"{self.name} is not done in time; {self._later()}")
 
     def problems(self) -> list[str]:
@@ -269,6 +254,7 @@ class Delivery:
         self._since = time.monotonic()
         cursor.save(folder)  # so that `sync` knows of it, even if it never starts
         cursor.id = logger.start(replace(self._info, id=cursor.id, step=cursor.step))
+        keep_apart()  # what the start has imported
         cursor.save(folder)  # at once, so that there is no second run, whatever comes
         seen = logger.last_step()  # the truth: a kill may have come between its file and our note
         self._last = cursor.step = cursor.step if seen is None else seen
@@ -329,7 +315,7 @@ class Delivery:
 
     def _set_aside(self, error: BaseException, pause: float) -> None:
         words = [line for line in _COLOURS.sub("", str(error)).splitlines() if any(map(str.isalnum, line))]
-        said = f"{type(error).__name__}: {words[0].strip()}" if words else type(error).__name__
+        said = f"{type(error).__name__}: {words[0].strip().rstrip('.')}" if words else type(error).__name__
         again = "" if self._final else f" it is tried again in {pause:g} s, and"
         if not self._final or not self._failed:  # what a last attempt says, at the end of a process say, tells no more
             self._tell(f"{self.name} is set aside: {said[:300]}. The training goes on;{again} {self._later()}", said)
@@ -378,7 +364,7 @@ def _register(delivery: Delivery) -> None:
 
 def _at_exit() -> None:
     own = [delivery for delivery in list(_OPEN) if delivery.process == os.getpid()]
-    close(own, None)
+    close([delivery for delivery in own if not delivery.given_up], None)  # others have been waited for long enough
     for delivery in own:
         _print(delivery.problems())
 

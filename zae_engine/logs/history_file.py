@@ -14,6 +14,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +116,21 @@ class HistoryFile:
             waiting = len(self._waiting)  # more may come meanwhile
             if not waiting and not (flush and self.path.is_file()):
                 return
-            with open(self.path, "ab") as file:
+            with open(self.path, "ab", buffering=0) as file:  # a buffer would write what has failed once more
                 end = file.tell()
                 try:
-                    file.write(self._content(waiting, end))
-                    file.flush()
+                    _write_all(file, self._content(waiting, end))
                     if flush:
                         os.fsync(file.fileno())
                 except OSError:
                     os.truncate(self.path, end)
                     raise
             del self._waiting[:waiting]
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not in the file yet."""
+        return len(self._waiting)
 
     def append(self, lines: Sequence[Line] = ()) -> None:
         """Put lines and write them to the disk."""
@@ -142,6 +147,13 @@ class HistoryFile:
         with open(self.path, "rb") as file:
             file.seek(end - 1)
             return file.read(1) == b"\n"
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    """Write it all; a disk that fills up takes a part first, and refuses the rest."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 def _plain(value: Any) -> Any:

@@ -7,14 +7,13 @@ import json
 import logging
 import math
 import os
-import random
 import re
 import shlex
 import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from .logger import Logger, Record, RunInfo
 from .network import unreachable
 from .registry import check_settings
+from .streams import keep_apart
 
 _OLD = {"project_name": "project", "api_tkn": "api_token"}  # of zae-engine 0.7.6
 _OWN = ("log_model",)
@@ -205,10 +205,7 @@ def _neptune() -> Any:
     import neptune
     import neptune.exceptions
 
-    with suppress(ImportError):
-        from neptune.internal.operation_processors import utils
-
-        vars(utils)["random"] = random.SystemRandom()  # it would name its files by what the training draws
+    keep_apart()  # it names its files by chance
     return neptune
 
 

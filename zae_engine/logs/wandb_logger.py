@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import shlex
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,10 @@ from .wandb_file import is_ended, read_steps
 _OWN = ("log_model",)
 _MODES = ("online", "offline", "disabled", "shared")
 _EXIT = {"done": 0, "failed": 1}
+_LENT = "script:"  # before the id of a run that the script has opened
+_OPENING = threading.Lock()
 _OURS: set[str] = set()  # ids of runs that were opened here
+_OPEN: set[str] = set()  # of these, the ones that are not closed yet
 _AGAIN = 75  # the exit code of an interrupted run: run me again (EX_TEMPFAIL of sysexits.h)
 _SETTLED = 5.0  # seconds that wandb-core is given to write the last of a file
 _QUIET = {
@@ -82,8 +86,9 @@ class WandBLogger(Logger):
 
         self._info, self._seen = info, set[str]()
         self._best, self._last, self._sense = dict[str, float](), dict[str, float](), dict[str, str]()
-        others = wandb.run is not None and wandb.run.id not in _OURS
-        self._borrowed = self._shared = others and not (self.settings.keys() - set(_OWN))
+        others = wandb.run is not None and wandb.run.id not in _OURS and not (self.settings.keys() - set(_OWN))
+        lent = info.id is None or info.id.startswith(_LENT)  # else the run is one of its own, and stays it
+        self._borrowed = self._shared = others and lent
         self._kept: int | None = None
         if self._borrowed:
             self.client = wandb.run
@@ -95,7 +100,7 @@ class WandBLogger(Logger):
         if self._borrowed or not isinstance(self.settings.get("config"), (Mapping, type(None))):
             there = dict(self.client.config)
             self.client.config.update({key: value for key, value in info.config.items() if key not in there})
-        return str(self.client.id)
+        return f"{_LENT if self._borrowed else ''}{self.client.id}"
 
     def last_step(self) -> int | None:
         """Of the files of an offline run; of one that is online, what its server has."""
@@ -138,7 +143,10 @@ class WandBLogger(Logger):
             return
         if status == "interrupted":
             self.client.mark_preempting()
-        self.client.finish(exit_code=_EXIT.get(status, _AGAIN))
+        try:
+            self.client.finish(exit_code=_EXIT.get(status, _AGAIN))
+        finally:
+            _OPEN.discard(str(self.client.id))
         if getattr(self.client, "offline", False) is True:
             _settle(Path(self.client.dir).parent / f"run-{self.client.id}.wandb")
 
@@ -151,10 +159,8 @@ class WandBLogger(Logger):
         if info.id is not None:  # it goes on, however it was begun
             given = {key: value for key, value in given.items() if key not in ("resume_from", "fork_from", "id")}
         chosen: dict[str, Any] = {
-            "id": info.id or settings.run_id or os.environ.get("WANDB_RUN_ID") or _new_id(),
+            "id": (info.id or "").removeprefix(_LENT) or settings.run_id or os.environ.get("WANDB_RUN_ID") or _new_id(),
             "dir": settings.root_dir if "root_dir" in settings.model_fields_set else os.environ.get("WANDB_DIR"),
-            # Others in this process are not touched; the first one is wandb.run, as the script may call wandb.log.
-            "reinit": "finish_previous" if wandb.run is None else "create_new",
             **({} if given.keys() & {"resume_from", "fork_from"} else {"resume": "allow"}),
             "allow_val_change": True,
             **given,
@@ -192,9 +198,11 @@ class WandBLogger(Logger):
         return run
 
     def _init(self, wandb: Any, chosen: dict[str, Any]) -> Any:
-        if self.open_client is None:
-            return wandb.init(**chosen)
-        run = self.open_client(chosen)
+        with _OPENING:
+            # Others in this process are not touched; the first one is wandb.run, as the script may call wandb.log.
+            chosen = {"reinit": "create_new" if wandb.run is not None or _OPEN else "finish_previous", **chosen}
+            run = (self.open_client or _start)(chosen)
+            _OPEN.add(getattr(run, "id", ""))
         if not hasattr(run, "log") or not hasattr(run, "finish"):
             raise TypeError(f"init_wandb(params) returned {run!r}; it has to return the run: wandb.init(**params)")
         return run
@@ -268,6 +276,12 @@ class WandBLogger(Logger):
         if isinstance(value, (int, float)) and math.isfinite(value):
             pick = min if self._sense[key] == "min" else max
             self._best[key] = pick(self._best.get(key, value), value)
+
+
+def _start(chosen: dict[str, Any]) -> Any:
+    import wandb
+
+    return wandb.init(**chosen)
 
 
 def valid(name: str) -> str:

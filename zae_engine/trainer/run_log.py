@@ -145,9 +145,9 @@ class RunLog:
         fresh = not self.mine and not self.after
         self.processes.on_first(self._note)
         self._check_shared()
-        self._lines, self.begins, self.is_open = StepLines(self.trainer, self.begins), False, True
         if ends and self.file is not None:
             self.afterwards.begin(self.folder, self.trainer, self.attempt, fresh)
+        self._lines, self.begins, self.is_open = StepLines(self.trainer, self.begins), False, True
 
     def _note(self) -> None:
         """Note that the run begins, or goes on, in run.json and in the history."""
@@ -241,6 +241,8 @@ class RunLog:
             self.put([end_line(self.trainer, status, reason)])
         self._background.wait()
         self._write(self.file)
+        if lost := self.file.waiting:
+            self.say(f"{lost} lines of {str(self.file.path)!r} could not be written, and are lost with this process")
         lines = self.afterwards.end(self.folder, status, self.best) if ends and self.is_open else []
         self._report()
         for line in lines if self.trainer.log_bar else ():

@@ -39,6 +39,7 @@ def test_processes(quick):
     assert "note:" not in shown
 
 
+@pytest.mark.slow
 def test_skipping(quick):
     found, _ = quick("skipping")
     assert len(found) == 4

@@ -256,6 +256,7 @@ def test_a_token_of_the_service_that_is_no_more_does_no_harm(tmp_path):
     assert read(tmp_path)[0]["lr"] == [(1, 0.1)]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_costs_seconds_only(tmp_path, monkeypatch):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

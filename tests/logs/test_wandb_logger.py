@@ -256,6 +256,7 @@ def closed():
         return f"http://127.0.0.1:{port.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_key_without_a_network_leads_to_an_offline_run_soon(tmp_path, monkeypatch, silent):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     for url, seconds in ((closed(), 6.0), (silent, 10.0)):

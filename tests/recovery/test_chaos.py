@@ -26,7 +26,10 @@ def test_there_are_enough_kills():
     assert sum(kills for _, kills, _ in STORMS.values()) >= 30
 
 
-@pytest.mark.parametrize("name", STORMS)
+LONG = ("alone, saving in the loop", "two, saving in the loop")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in STORMS])
 def test_kills_change_nothing(nursery, tmp_path, name):
     processes, kills, setup = STORMS[name]
     campaign = Campaign(partial(start, nursery), tmp_path, setup, processes, SEED)

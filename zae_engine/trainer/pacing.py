@@ -54,7 +54,8 @@ class Pacing(Resuming):
 
     def _settle(self, step: int) -> bool:
         """Agree with the other processes on whether to stop; return whether it is time for a validation."""
-        saves, logs = (every is not None and every.late() for every in (self._saving, self._logging))
+        saves = self._saving is not None and self._saving.late()
+        logs = self._logging is not None and self._logging.late()
         clocks = (self._validation.late(), saves, logs)
         wish, (tests, saves, logs) = self._agreement.settle(step, self._own_wish(), clocks)
         self._stop_reason = self._stop_reason or wish.stop or self._budget.spent(step)

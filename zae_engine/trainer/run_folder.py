@@ -35,7 +35,7 @@ class RunFolderAddon(AddOnBase):
     _open: Any
     test_metrics: dict[str, float]
     _log_due: bool
-    _logging: Interval | None
+    _logging: Interval
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class RunFolderAddon(AddOnBase):
             raise TypeError(f"save_path={save_path!r} is not accepted; give the folder of this run, 'runs/first' say")
         super().__init__(*args, **kwargs)
         self.save_path = Path(save_path if save_path is not None else self._new_folder())
-        self._logging, self._log_steps = Interval(every), every.count if every.unit == "st" else 0
+        self._logging = Interval(every)
         self._run_log = RunLog(self, self.save_path.absolute())
         self._settings = dict[str, Any]()
 
@@ -76,12 +76,9 @@ class RunFolderAddon(AddOnBase):
             return super().run(n_epoch, loader, valid_loader, **options)
 
     def _at_rest(self) -> None:
-        log, opened = self._run_log, self._open is not None
-        if log.is_open and (self._log_due or not opened or self._log_at(self.progress_checker.get_step() - 1)):
+        log, step = self._run_log, self.progress_checker.get_step() - 1
+        if log.is_open and (self._log_due or self._open is None or self._logging.at_step(step)):
             log.take()
-
-    def _log_at(self, step: int) -> bool:
-        return bool(self._log_steps) and step % self._log_steps == 0
 
     def _refuse_session(self) -> None:
         if getattr(self, "_forks", False):

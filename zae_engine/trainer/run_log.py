@@ -184,8 +184,7 @@ class RunLog:
         with trainer._spent.on("logging"):
             lines = self._lines.take(trainer, opened=trainer._open is not None)
             trainer._log_due = False
-            if trainer._logging is not None:
-                trainer._logging.restart()
+            trainer._logging.restart()
             if lines:
                 self.put(lines)
                 self.write()

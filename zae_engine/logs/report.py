@@ -14,13 +14,13 @@ from .facts import NOTHING, clock, environment_of, settings_of, short, table_of
 from .figures import COLOURS, colour_of, figures_of
 from .history_file import Line
 from .reading import Run, find_runs, is_run, read_run
-from .summary import duration, in_units, summarize
+from .summary import PARTS, duration, in_units, summarize
 
 REPORT = "report.html"
 _SMOOTH = (
     "Bold: the mean over about a fiftieth of the steps. Faint: the steps, of very many the lowest and the highest."
 )
-_PARTS = ("compute", "data", "evaluation", "saving", "logging")
+_PARTS = tuple(PARTS)
 _PART_NAMES = {"data": "waiting for data", "saving": "saving checkpoints"}
 _PART_COLOURS = dict(zip(_PARTS, (COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[4], COLOURS[3]), strict=True))
 

@@ -13,7 +13,7 @@ SUMMARY = "summary.json"
 _WAITED = 5.0  # seconds of waiting for data that are worth a word: a first batch always takes a while
 _LARGE = 0.1  # of the time
 _VERSIONS = ("zae-engine", "python", "torch", "accelerate", "numpy")
-_PARTS = {"compute": "computing", "data": "waiting for data", "evaluation": "evaluation", "saving": "saving",
+PARTS = {"compute": "computing", "data": "waiting for data", "evaluation": "evaluation", "saving": "saving",
           "logging": "logging"}  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def summarize(run: Run) -> dict[str, Any]:
 def shares_of(spent: Mapping[str, float]) -> dict[str, float] | None:
     """Seconds by part, as shares of their sum; None where nothing is known."""
     total = sum(spent.values())
-    return {name: round(spent.get(name, 0.0) / total, 4) for name in _PARTS} if total > 0 else None
+    return {name: round(spent.get(name, 0.0) / total, 4) for name in PARTS} if total > 0 else None
 
 
 def _best(run: Run) -> dict[str, Any] | None:
@@ -211,7 +211,7 @@ def _speed(summary: Mapping[str, Any]) -> str:
     rate, shares = summary.get("samples_per_second"), summary.get("shares")
     said = [f"{_rounded(rate)} samples/s"] if rate else []
     if shares:
-        told = [f"{words} {shares[name]:.0%}" for name, words in _PARTS.items()
+        told = [f"{words} {shares[name]:.0%}" for name, words in PARTS.items()
                 if round(100 * shares.get(name, 0.0)) or name == "data"]  # fmt: skip
         said.append(f"time: {', '.join(told)}")
     text = "; ".join(said)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PARTS = ("data", "evaluation", "saving", "logging")
+from ..logs.outcome import PARTS
 
 
 class Spent:

@@ -88,11 +88,11 @@ def export(
     require(kind)
     logger = kind(settings)
     logger.check()
-    run, out = _Whole(_run(folder), every_step), (out or folder / "export").absolute()
+    run, out = _Whole(_run(folder), every_step), out or folder / "export"
     if not run.records:
         raise RunFolderError(f"{str(folder)!r} has no record of any step yet, so there is nothing to export")
     out.mkdir(parents=True, exist_ok=True)
-    place = logger.start(replace(run.info, folder=out))
+    place = logger.start(replace(run.info, folder=out.absolute()))
     _give(logger, Cursor(to), run.records)
     logger.summarize(run.summary)
     logger.finish(run.status)

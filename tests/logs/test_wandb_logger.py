@@ -348,6 +348,19 @@ def test_the_script_s_own_run_is_used_and_left_open(tmp_path):
     assert summary(pieces(tmp_path)[0])["config"] == {"lr": 7} | CONFIG
 
 
+def test_a_run_of_its_own_is_not_left_for_one_that_the_script_opens_later(tmp_path):
+    logger = begin(tmp_path)
+    logger.log(record(1))
+    logger.finish("done")
+    with wandb.init(mode="offline", dir=tmp_path / "other", project="own") as run:
+        again = begin(tmp_path, id=logger.client.id)
+        assert again.client is not run
+        again.log(record(2))
+        again.finish("done")
+        assert wandb.run is run
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
 def test_a_script_may_log_to_the_run_by_itself(tmp_path):
     logger = begin(tmp_path)
     assert wandb.run is logger.client  # as with a script's own wandb.init

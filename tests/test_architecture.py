@@ -34,6 +34,7 @@ LAYERS = [
     {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "rendezvous", "launch"},
     {"commit", "retention"},
     {
+        "blame",
         "compose",
         "batch",
         "seeding",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.sharded import FOLDER, VALUES, load_sharded, take_shards
 from ..checkpoint.weights import WeightsError, load_weights, plain
+from .blame import warn
 from .processes import is_sharded
 from .saving import MODEL, STATE, Contents, own_stem
 
@@ -156,7 +156,7 @@ def _put_stack(trainer: Any, saved: Nest) -> None:
     own = trainer.state_dict()
     for one, other, words in ((own, saved, "is new: it begins afresh"), (saved, own, "is not there now: left out")):
         for name in one.keys() - other.keys():
-            warnings.warn(f"the state of {name}, compared with the checkpoint, {words}", stacklevel=8)
+            warn(f"the state of {name}, compared with the checkpoint, {words}")
     trainer.load_state_dict({**own, **saved})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from ..launch import environment
 from ..launch.environment import World
 from ..launch.rendezvous import with_fresh_store
+from .blame import warn
 from .checks import check_number
 
 Device = str | torch.device
@@ -71,7 +71,7 @@ def make_accelerator(
         raise ValueError(f"{clash} contradicts what Accelerate chose earlier in this process; make the trainer first")
     if accelerator.is_main_process:
         for notice in environment.notices(os.environ, world, on_cpu, asked=wanted is not None):
-            warnings.warn(notice, stacklevel=3)
+            warn(notice)
     _living.add(accelerator)
     return accelerator
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 from . import checks
 from .agreement import Agreement
 from .batch import map_nest, place, snapshot, to_cpu
+from .blame import warn
 from .evaluation import evaluation
 from .gathering import joined
 from .history import Sums, pooled, with_metrics
@@ -94,7 +94,7 @@ class Evaluating(Placing):
             for name, loader in list(self._valid_sets.items()):
                 self.run_epoch(loader, **kwargs)
                 if not self._batches:
-                    warnings.warn(f"valid_loader {name or 'of this run'} gave no batch; it is left out", stacklevel=4)
+                    warn(f"valid_loader {name or 'of this run'} gave no batch; it is left out")
                     del self._valid_sets[name]
                 else:
                     parts.append(with_metrics(self.log_test.sums(), self.test_metrics))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from ..checkpoint.commit import clear_leftovers
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, committed, name_of, next_serial
 from ..checkpoint.sharded import whole_model
+from .blame import warn
 from .contents import best_extra, check_savable, whole_of
 from .processes import is_sharded
 from .run_log import RunLog
@@ -71,7 +71,7 @@ class Keeper(TakingUp):
         with self.log.holding():
             for sentence in self._processes.on_first(lambda: clear_leftovers(self.folder / FOLDER)):
                 if self._processes.first:
-                    warnings.warn(sentence, stacklevel=6)
+                    warn(sentence)
             yield
 
     @contextmanager
@@ -256,13 +256,13 @@ class Keeper(TakingUp):
         self._writing = False
         failure = self._saver.failure()
         for sentence in self._saver.problems():
-            warnings.warn(sentence, stacklevel=4)
+            warn(sentence)
         if failure is None:
             return
         self._best_weights = None  # they are nowhere, then
         self._saver_failed = f"{FAILED}{failure}"
         last = f" The last good one: {self._saver.committed or 'none of this attempt'}" if self._processes.first else ""
-        warnings.warn(f"{FAILED}{failure}{last}", stacklevel=4)
+        warn(f"{FAILED}{failure}{last}")
         if self.required:
             self.trainer._called = self._saver_failed
 

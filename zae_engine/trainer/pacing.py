@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-import warnings
 from typing import Any
 
 from .banner import epoch_line
+from .blame import warn
 from .history import pooled
 from .progress import SilentBar
 from .resuming import CalledAway, Resuming
@@ -87,7 +87,7 @@ class Pacing(Resuming):
     def _end_epoch(self, epoch: int, **kwargs: Any) -> str:
         """Validate, record, step the scheduler and count, after one epoch of `run`; return a line about it."""
         if self._batches == 0:
-            warnings.warn("the loader gave no batch, so nothing was done; the run ends here", stacklevel=3)
+            warn("the loader gave no batch, so nothing was done; the run ends here")
             self._stop_reason = "the loader gave no batch"
             return self._stop_reason
         training, speed, step = self.mode == "train", self._speed, self.progress_checker.get_step() - 1

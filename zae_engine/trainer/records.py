@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from os import PathLike
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
 from . import checks
 from .batch import is_scalar
+from .blame import warn
 from .compose import Seams
 from .history import EpochLog, History, Row
 from .processes import Processes, is_sharded
@@ -168,7 +168,7 @@ class Records(Seams):
             self._warned.add(about)
             if not self._processes.first and not about.startswith("nan"):
                 return  # process 0 has said it
-            warnings.warn(text, stacklevel=2)
+            warn(text)
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer is not None else 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -24,6 +23,7 @@ from torch.utils.data import (
 )
 
 from .batch import fingerprint
+from .blame import warn
 from .layout import Layout, Share, Start, ids_hash, nothing
 from .processes import Processes
 from .seeded import Ids, SeededSamples
@@ -62,11 +62,10 @@ def check_shared(loader: Any, processes: Processes) -> None:
     """Say what is wrong with a loader, or taken otherwise than it was meant, when it is shared out over processes."""
     batches = getattr(loader, "batch_sampler", None)
     if isinstance(getattr(batches, "sampler", getattr(loader, "sampler", None)), DistributedSampler):
-        warnings.warn(
+        warn(
             "the loader's DistributedSampler is taken for its order only: the trainer shares each batch of the loader"
             f" out over the processes, so that batch_size={loader.batch_size} is the batch of all of them together"
-            " (split_batches=False makes it each one's). A plain shuffle=True does the same",
-            stacklevel=5,
+            " (split_batches=False makes it each one's). A plain shuffle=True does the same"
         )
     if processes.count == 1:
         return
@@ -76,11 +75,10 @@ def check_shared(loader: Any, processes: Processes) -> None:
             " processes; give the DataLoader itself, and the trainer shares it out"
         )
     if len(set(processes.gather(_first_sample(loader)))) > 1:
-        warnings.warn(
+        warn(
             f"the first sample of the loader's {type(loader.dataset).__name__} is not the same on every process. The"
             " trainer gives each process its share of one dataset; one that is another on each process, or draws from"
-            " a generator of its own, makes another model for another number of processes",
-            stacklevel=5,
+            " a generator of its own, makes another model for another number of processes"
         )
 
 

@@ -5,13 +5,13 @@ The trainer is passed as Any, since its module is above this one.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
+from .blame import warn
 from .contents import listed, put_whole, with_twins
 from .processes import Processes
 from .run_log import RunLog
@@ -116,7 +116,7 @@ class TakingUp:
         """The checkpoint to go on from, verified; the same one on every process."""
         found, said = self._processes.on_first(lambda: choose(self.folder / FOLDER, which))
         for sentence in said if self._processes.first else ():
-            warnings.warn(sentence, stacklevel=6)
+            warn(sentence)
         return found
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -138,10 +138,9 @@ class TakingUp:
             holder = self._holder(checkpoint, self._best["serial"])
             if holder is None:
                 epoch, serial = self._best["epoch"] + 1, self._best["serial"]
-                warnings.warn(
+                warn(
                     f"the best weights (epoch {epoch}) are gone: checkpoint {serial:06d}, which held them, is not there"
-                    " or is damaged; apply_weights() knows those that come from now on",
-                    stacklevel=7,
+                    " or is damaged; apply_weights() knows those that come from now on"
                 )
                 self._best = None
             else:

@@ -31,7 +31,7 @@ LAYERS = [
     {"merging", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},
     {"csv_logger", "tracker_logger", "summary", "picture", "curves", "figures", "facts"},
     {"feed", "export", "report", "runs", "logs"},
-    {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "rendezvous", "launch"},
+    {"check", "resolve", "doctor", "environment", "devices", "start", "workers", "rendezvous", "forking", "launch"},
     {"commit", "retention"},
     {
         "blame",

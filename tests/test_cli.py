@@ -10,6 +10,7 @@ import yaml
 
 from zae_engine._version import __version__
 from zae_engine.cli import main
+from zae_engine.launch.forking import fork_fault
 
 FOLDER = Path(__file__).parents[1] / "accelerate_configs"
 GOOD = "distributed_type: 'NO'\nuse_cpu: true\n"
@@ -170,3 +171,4 @@ def test_doctor_shows_what_there_is(tmp_path):
     assert done.returncode == 0, done.stderr
     for words in ("devices: no accelerator", "torch 2.", "configuration: none", "OMP_NUM_THREADS 1", "(gloo): works"):
         assert words in done.stdout
+    assert ("python/cpython#112275" in done.stdout) == (fork_fault() is not None)

@@ -155,11 +155,14 @@ def launch(
 def doctor() -> None:
     """Show devices, versions, the configuration found, variables; try an all-reduce."""
     from .launch.doctor import describe_variables, describe_versions, find_config, try_reduce
+    from .launch.forking import fork_fault
     from .launch.machine import this_machine
 
     machine = this_machine()
     typer.echo(f"devices: {machine.describe()}; computes in {', '.join(machine.precisions)}")
     _table("versions", describe_versions())
+    if fault := fork_fault():
+        typer.echo(f"warning: {fault}")
     typer.echo(f"configuration: {find_config() or 'none; give one, as in `zae launch FILE script.py`'}")
     _table("variables", describe_variables() or {"none": "set"})
     reduction = try_reduce(machine)

@@ -11,6 +11,7 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from .._version import __version__
+from ..launch.forking import fork_fault
 from ..logs.summary import advice, effort_lines, shares_of
 from .circumstances import loader_facts, peak_memory
 from .history import Row
@@ -31,9 +32,11 @@ def banner(trainer: Any) -> str:
     plan: BatchPlan = trainer._plan(trainer.loader)
     length = f" · {plan.batches:,} batches an epoch" if plan.batches is not None else ""
     seed = f"seed {trainer.seed}" + ("" if trainer.seed_was_given else " (drawn)")
+    fault = fork_fault() if trainer._processes.count > 1 else None
     return (
         f"zae-engine {__version__} · {type(trainer).__name__} · {trainer.mode} on {trainer.device} ·"
         f" {_PRECISIONS.get(precision, precision)} · {size}\n{plan.describe()}{length} · {seed}"
+        + (f"\n{fault}" if fault else "")
     )
 
 

@@ -16,6 +16,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from ..launch import environment
 from ..launch.environment import World
+from ..launch.forking import guard_forks
 from ..launch.rendezvous import with_fresh_store
 from .blame import warn
 from .checks import check_number
@@ -67,6 +68,8 @@ def make_accelerator(
             kwargs_handlers=with_fresh_store(kwargs_handlers),
         )
     environment.check_agreement(world, accelerator.num_processes)
+    if world.size > 1:
+        guard_forks()
     if clash := _clash(accelerator.state, wanted, None):
         raise ValueError(f"{clash} contradicts what Accelerate chose earlier in this process; make the trainer first")
     if accelerator.is_main_process:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.distributed.cases import cases
+from tests.family import run_in_time
 
 ROOT = Path(__file__).parents[2]
 STARTERS = {
@@ -30,8 +31,7 @@ def start(processes: int, *arguments: str, **settings) -> subprocess.CompletedPr
     command = [sys.executable, *(STARTERS[processes] if processes > 1 else []), *arguments]
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "RANK", "WORLD", "MASTER"))}
     environment = {**outside, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 280} | settings
-    return subprocess.run(command, **settings)
+    return run_in_time(command, env=environment, **{"cwd": ROOT, "timeout": 280} | settings)
 
 
 def wanted(processes: int, name: str) -> bool:
@@ -57,10 +57,7 @@ class Results:
         folder.mkdir(exist_ok=True)
         command = "-m", "tests.distributed.worker", str(folder)
         names = [name for name in cases() if wanted(processes, name)]
-        try:
-            done = start(processes, *command, *names, timeout=150)
-        except subprocess.TimeoutExpired:  # forking loader workers beside gloo's threads can hang, if rarely; not twice
-            done = start(processes, *command, *names)
+        done = start(processes, *command, *names)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return folder
 

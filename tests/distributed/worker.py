@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -10,9 +11,11 @@ import warnings
 import torch
 
 from tests.distributed.cases import cases
+from tests.family import TOLD_BY
 
 
 def main(folder: str, *names: str) -> None:
+    faulthandler.register(TOLD_BY)
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     rank = os.environ.get("RANK", "0")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.family import stacks
+
 ROOT = Path(__file__).parents[2]
 PROBE = Path(__file__).with_name("probe.py")
 LAUNCHERS = ("ACCELERATE_", "SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "ZAE_", "FORK_")
@@ -35,6 +37,10 @@ def finish(*processes, timeout=90):
     """Wait for all of them; return (exit code, stdout, stderr) of each. None of them survives."""
     try:
         outputs = [p.communicate(timeout=timeout) for p in processes]
+    except subprocess.TimeoutExpired:
+        there = [psutil.Process(p.pid) for p in processes if p.poll() is None]
+        those = stacks([one for p in there for one in (p, *p.children(recursive=True))])
+        raise AssertionError(f"not done after {timeout:g} s\n{those}") from None
     finally:
         for p in processes:
             if p.poll() is None:

@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import those to its right, and nothing may import add-ons.
 LAYERS = [
-    {"_version", "document", "schema", "machine", "slurm"},
+    {"_version", "near", "document", "schema", "machine", "slurm"},
     {"keys", "rules", "cluster"},
     {"errors"},
     {"disk"},
@@ -35,6 +35,7 @@ LAYERS = [
     {"commit", "retention"},
     {
         "blame",
+        "habits",
         "compose",
         "batch",
         "seeding",

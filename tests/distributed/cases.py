@@ -417,11 +417,22 @@ def refused(kind: str) -> dict:
             trainer_for(dtype=F64).run(1, DataLoader(ByRank(), batch_size=32))
         elif kind == "shards":
             trainer_for(shards=3 * world + 1 if world > 1 else 0)
+        elif kind == "on-first":  # an error of any kind, with what cannot be pickled
+            trainer_for()._processes.on_first(lambda: os.listdir("/nowhere/at/all"))
+        elif kind == "on-first-own":
+            trainer_for()._processes.on_first(unpicklable)
         elif kind == "uncut":
             trainer_for().run(1, [["a", "b"]])
-    except (ValueError, TypeError, RuntimeError, UserWarning) as error:
-        return {"error_text": str(error)}
+    except (ValueError, TypeError, RuntimeError, UserWarning, OSError) as error:
+        return {"error_text": f"{type(error).__name__}: {error}"}
     return {"error_text": ""}
+
+
+def unpicklable() -> None:
+    class OwnError(RuntimeError):
+        pass
+
+    raise OwnError("a disk of its own kind")
 
 
 # ---------------------------------------------------------------------- weights, seeds, sharded models
@@ -472,7 +483,7 @@ def fully_sharded(parts: int) -> dict:
     return {"weights": whole, "seen": trainer.seen, "rows": trainer.history.rows}
 
 
-REFUSED = ("length", "valid", "counted", "stream", "shards", "uncut", "prepared", "data")
+REFUSED = ("length", "valid", "counted", "stream", "shards", "uncut", "prepared", "data", "on-first", "on-first-own")
 
 
 def cases(folder: str = "") -> dict[str, Callable[[], dict]]:

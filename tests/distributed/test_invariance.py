@@ -179,6 +179,8 @@ def test_what_cannot_be_shared_out_is_refused(results, processes):
         "shards": f"shards={3 * processes + 1} cannot be shared out evenly over {processes} processes; start 1",
         "prepared": f"a DataLoaderShard, which Accelerate has prepared for one of {processes} processes",
         "data": "the first sample of the loader's OtherData is not the same on every process",
+        "on-first": "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'",
+        "on-first-own": "OwnError: a disk of its own kind",
         "uncut": f"training on {processes} processes needs batches that can be cut",
     }
     for kind, sentence in sentences.items():

@@ -55,6 +55,8 @@ def farewell(trainer: Any) -> str:
 
 def _outcome(trainer: Any) -> str:
     reason = trainer.stop_reason or "done"
+    if trainer.mode == "train" and trainer._spent.samples == trainer._spent_before[1]:
+        return f"{reason[0].upper()}{reason[1:]}: nothing was trained in this call."
     if trainer.mode == "test" or not trainer.weight_buffer["epoch"] or not math.isfinite(trainer.loss_buffer):
         return f"{reason[0].upper()}{reason[1:]}."
     best = f"{trainer.monitor} {trainer.loss_buffer:.4g} in epoch {trainer.weight_buffer['epoch'][-1] + 1}"

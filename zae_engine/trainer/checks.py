@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
+from ..near import nearest
 from .batch import is_scalar
-from .compose import Seams, refuse_unknown
+from .compose import Seams, options_of, refuse_unknown
 from .schedule import Budget, Duration, refuse_short
 
+T = TypeVar("T")
 MODES = ("train", "test")
+
+
+def shortly(value: Any) -> str:
+    """How a value is written in a sentence: its repr, or its type when that is long."""
+    text = repr(value)
+    if isinstance(value, (list, tuple, set)) and (len(text) > 60 or "\n" in text):
+        kinds = list(dict.fromkeys(type(each).__name__ for each in value))
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds[:3])}{', ...' if len(kinds) > 3 else ''})"
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse a value that is not one of `choices`."""
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}={value!r} is not known; write one of {', '.join(map(repr, choices))}{hint}")
+        near = nearest(str(value), choices, 0.7)  # of few and short ones
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"{name}={shortly(value)} is not known; write one of {', '.join(map(repr, choices))}{hint}")
 
 
 def check_number(name: str, value: Any, least: float, whole: bool = False) -> None:
@@ -33,7 +43,7 @@ def check_number(name: str, value: Any, least: float, whole: bool = False) -> No
     kind = "whole number" if whole else "number"
     right = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not right or not value >= least:
-        raise ValueError(f"{name}={value!r} is not accepted; write a {kind} of at least {least:g}")
+        raise ValueError(f"{name}={shortly(value)} is not accepted; write a {kind} of at least {least:g}")
 
 
 def check_seed(seed: Any) -> int:
@@ -47,9 +57,48 @@ def check_parts(model: Any, mode: str, optimizer: Any, scheduler: Any, on_batch:
     check_choice("mode", mode, MODES)
     if not isinstance(model, nn.Module):
         hint = "; create it first: model=Net()" if isinstance(model, type) else ""
-        raise TypeError(f"model={model!r} is not a torch.nn.Module{hint}")
+        raise TypeError(f"model={shortly(model)} is not a torch.nn.Module{hint}")
     check_optimizer(optimizer, model, mode)
     check_scheduler(scheduler, optimizer, on_batch)
+
+
+def check_steps(trainer: Any, trains: bool, tests: bool) -> None:
+    """Refuse a trainer without the step that is needed, and a step that cannot be called with a batch alone."""
+    for name, needed in (("train_step", trains), ("test_step", tests)):
+        step = getattr(trainer, name)
+        if not getattr(step, "missing", False):
+            _check_signature(trainer, name, step)
+        elif needed:
+            raise missing_step(trainer, name)
+
+
+def to_be_written(step: T) -> T:
+    """Mark a step of `Trainer` as one that the user has not written."""
+    step.missing = True  # type: ignore[attr-defined]
+    return step
+
+
+def missing_step(trainer: Any, name: str) -> TypeError:
+    """What to say when there is no such step."""
+    way = "write train_step(self, batch), which returns {'loss': loss}"
+    if name == "test_step":
+        way = "write test_step(self, batch), or test_step = train_step in the class when both are the same"
+    purpose = "train" if name == "train_step" else "evaluate"
+    return TypeError(f"{type(trainer).__name__} has no {name}, which is needed to {purpose}; {way}")
+
+
+def _check_signature(trainer: Any, name: str, step: Any) -> None:
+    try:
+        signature = inspect.signature(step)
+    except (TypeError, ValueError):  # something callable that does not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}{signature} of {type(trainer).__name__} cannot be called, since it gets the batch and nothing else;"
+            f" write {name}(self, batch) (the step's number is self.progress_checker.get_step())"
+        ) from error
 
 
 def check_optimizer(optimizer: Any, model: nn.Module, mode: str) -> None:
@@ -59,7 +108,7 @@ def check_optimizer(optimizer: Any, model: nn.Module, mode: str) -> None:
             raise ValueError("mode='train' needs an optimizer; give optimizer=..., or mode='test' to evaluate only")
         return
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer")
+        raise TypeError(f"optimizer={shortly(optimizer)} is not a torch.optim.Optimizer; {_instead_of(optimizer)}")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ValueError(
@@ -77,12 +126,25 @@ def check_optimizer(optimizer: Any, model: nn.Module, mode: str) -> None:
         )
 
 
+def _instead_of(optimizer: Any) -> str:
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        return f"create it first: optimizer={optimizer.__name__}(model.parameters(), lr=...)"
+    if isinstance(optimizer, (list, tuple, dict)):
+        return (
+            "the trainer steps one: give one optimizer whose param_groups have the parameters of all, each group with"
+            " its own learning rate"
+        )
+    return "give one of torch.optim, over model.parameters()"
+
+
 def check_scheduler(scheduler: Any, optimizer: Optimizer | None, on_batch: bool) -> None:
     """Refuse a scheduler that would not move this optimizer's learning rate."""
     if scheduler is None:
         return
     if not callable(getattr(scheduler, "step", None)):
-        raise TypeError(f"scheduler={scheduler!r} has no step(); give one of torch.optim.lr_scheduler, or None")
+        several = isinstance(scheduler, (list, tuple))
+        hint = "one, several in a row by SequentialLR" if several else "one of torch.optim.lr_scheduler, or None"
+        raise TypeError(f"scheduler={shortly(scheduler)} has no step(); give {hint}")
     inner = getattr(optimizer, "optimizer", optimizer)  # of one that Accelerate has prepared
     if getattr(scheduler, "optimizer", optimizer) not in (optimizer, inner):
         raise ValueError(
@@ -120,7 +182,7 @@ def check_loader(loader: Any, name: str) -> None:
         )
     walkable = isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
     if not walkable or isinstance(loader, (str, bytes, Mapping, Tensor)):
-        raise TypeError(f"{name}={loader!r} cannot be walked; give a DataLoader, or any iterable of batches")
+        raise TypeError(f"{name}={shortly(loader)} cannot be walked; give a DataLoader, or any iterable of batches")
 
 
 def check_run(loader: Any, valid_loaders: dict[str, Any], budget: Budget, within_epoch: bool) -> None:
@@ -171,8 +233,9 @@ def check_run_options(cls: type, names: Iterable[str]) -> None:
             " give the trainer save_path='runs/first'"
         )
     if takes_any:  # an override's **kwargs may mean anything but a misspelt option
-        unknown = [n for n in unknown if difflib.get_close_matches(n, options, n=1, cutoff=0.8)]
-    refuse_unknown(unknown, f"{cls.__name__}.run()", options)
+        unknown = [n for n in unknown if nearest(n, options)]
+    made = dict.fromkeys(options_of(cls), "belongs to the trainer: give it when that is made")
+    refuse_unknown(unknown, f"{cls.__name__}.run()", options, made)
 
 
 def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> Tensor:
@@ -222,7 +285,7 @@ def check_items(items: Any, name: str) -> None:
     """Refuse a ``"num_items"`` that is not one number."""
     if not is_scalar(items) or (isinstance(items, Real) and items < 0):
         raise ValueError(
-            f"{name} returned num_items={items!r}; return how many items the loss is the mean of, as one number"
+            f"{name} returned num_items={shortly(items)}; return how many items the loss is the mean of, as one number"
             " (mask.sum(), say)"
         )
 
@@ -246,9 +309,9 @@ def check_values(values: Any, name: str) -> dict[str, Any]:
         if not isinstance(key, str):
             raise TypeError(f"{name} returned the key {key!r}; name each value by a string, as {{'loss': loss}}")
     if "loss" not in values:
-        near = difflib.get_close_matches("loss", values, n=1)
+        near = next((key for key in values if "loss" in key.lower()), None) or nearest("loss", values, 0.7)
         had = ", ".join(map(repr, values)) or "nothing"
-        raise KeyError(f"{name} returned no 'loss' but {had}" + (f"; rename {near[0]!r} to 'loss'" if near else ""))
+        raise KeyError(f"{name} returned no 'loss' but {had}" + (f"; rename {near!r} to 'loss'" if near else ""))
     return values
 
 
@@ -265,6 +328,6 @@ def check_output(values: Any) -> Any:
 def unknown_monitor(monitor: str, names: Iterable[str], split: str) -> str:
     """Say that there is no such metric, and which there are."""
     there = [name.removeprefix(f"{split}_") for name in names if name.startswith(f"{split}_")]
-    near = difflib.get_close_matches(monitor.removeprefix(f"{split}_"), there, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, there))}"
+    near = nearest(monitor.removeprefix(f"{split}_"), there)
+    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(map(repr, there))}"
     return f"monitor={monitor!r} is not among the metrics; {hint} Without it, no weights are kept as the best."

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copyreg
-import difflib
 import inspect
 from abc import ABCMeta
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from ..near import nearest
+from . import habits
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 C = TypeVar("C", bound="Seams")
 
@@ -102,9 +107,10 @@ class Seams(metaclass=ComposableMeta):
     accelerator: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A stack that cannot work is refused when it is defined."""
+        """A stack that cannot work is refused when it is defined, and a method that nobody would call."""
         super().__init_subclass__(**kwargs)
         check_stack(cls)
+        habits.check_methods(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Options that are not the add-on's own go on to the next class."""
@@ -172,6 +178,15 @@ class AddOnBase(Seams):
 
     requires: ClassVar[tuple[type, ...]] = ()
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """An add-on alone has nothing to add to."""
+        if not hasattr(cls, "add_on"):
+            name = cls.__name__
+            raise TypeError(
+                f"{name} is an add-on, and no trainer by itself; write MyTrainer.add_on({name})(model, ...)"
+            )
+        return super().__new__(cls)
+
     @classmethod
     def apply(cls, base_cls: type[C]) -> type[C]:
         """Return `base_cls` with this add-on on top.
@@ -230,7 +245,28 @@ def options_of(cls: type) -> dict[str, str]:
     return options
 
 
-def refuse_unknown(unknown: Iterable[str], owner: str, options: dict[str, str]) -> None:
+# The options of add-ons, for whoever gives one without its add-on.
+ADD_ONS = {
+    **dict.fromkeys(("patience", "min_delta"), "is EarlyStoppingAddon's: write add_on(EarlyStoppingAddon)"),
+    **dict.fromkeys(
+        ("save_path", "save_format", "save_every", "keep_last", "keep_best", "save_async", "save_required"),
+        "is StateManagerAddon's: write add_on(StateManagerAddon)",
+    ),
+    **dict.fromkeys(
+        ("web_logger", "log_every"), "is the loggers' add-ons': write add_on(TensorBoardLoggerAddon), or another's"
+    ),
+    "log_with": "is TrackerAddon's: write add_on(TrackerAddon)",
+}
+
+RUNS = dict.fromkeys(
+    ("n_epoch", "loader", "valid_loader", "max_steps", "max_time", "valid_every", "resume"),
+    "belongs to run(): give it there",
+)
+
+
+def refuse_unknown(
+    unknown: Iterable[str], owner: str, options: dict[str, str], elsewhere: dict[str, str] | None = None
+) -> None:
     """Raise for options that nobody took, naming the near miss.
 
     Parameters
@@ -241,12 +277,18 @@ def refuse_unknown(unknown: Iterable[str], owner: str, options: dict[str, str]) 
         Who was called, for the message.
     options : dict
         The options there are, and whose they are.
+    elsewhere : dict, optional
+        Options that somebody else takes, and the words for it: ``"belongs to run(): ..."``.
     """
     for name in unknown:
-        near = difflib.get_close_matches(name, options, n=1)
-        hint = (
-            f"did you mean {near[0]!r} (of {options[near[0]]})?" if near else f"there are {', '.join(sorted(options))}"
-        )
+        places = {**ADD_ONS, **(elsewhere or {}), **dict.fromkeys(options, "")}
+        near = name if name in places else habits.renamed(name, places) or nearest(name, places)
+        if near is None:
+            hint = f"there are {', '.join(sorted(options))}"
+        elif near in options:
+            hint = f"did you mean {near!r} (of {options[near]})?"
+        else:
+            hint = f"it {places[near]}" if near == name else f"did you mean {near!r}? It {places[near]}"
         raise TypeError(f"{owner} has no option {name!r}; {hint}")
 
 

@@ -114,6 +114,7 @@ class Evaluating(Placing):
         (padded to other lengths, say) is given as its parts, one after the other.
         """
         checks.check_loader(loader, "loader")
+        checks.check_steps(self, trains=False, tests=True)
         self._prepare()
         mode, outputs = self.mode, dict[int, Any]()
         self.toggle("test")

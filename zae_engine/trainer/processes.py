@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -49,18 +50,19 @@ class Processes:
         return value if self.count == 1 else broadcast_object_list([value], from_process=0)[0]
 
     def on_first(self, function: Callable[[], V]) -> V:
-        """Let process 0 do it, and give every process the (picklable) outcome, or the ValueError that came of it."""
+        """Let process 0 do it, and give every process the (picklable) outcome, or the error that came of it."""
+        if self.count == 1:
+            return function()
         outcome: Any = None
-        error: ValueError | None = None
+        error: Exception | None = None
         if self.first:
             try:
                 outcome = function()
-            except ValueError as raised:
+            except Exception as raised:  # whatever it is, the others wait for it
                 error = raised
-        if self.count > 1:
-            outcome, error = self.from_first((outcome, error))
-        if error is not None:
-            raise error
+        outcome, told = self.from_first((outcome, error and _portable(error)))
+        if told is not None:
+            raise error or told
         return outcome  # type: ignore[no-any-return]  # what process 0 has returned
 
     def numbers(self, values: Sequence[float | Tensor]) -> Tensor:
@@ -100,6 +102,15 @@ class Processes:
         """Go on when all have come here."""
         if self.count > 1:
             self._accelerator.wait_for_everyone()
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as another process can have it: itself, or its type and words when it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception's own pickling can fail in any way
+        return RuntimeError(f"on process 0: {type(error).__name__}: {error}")
+    return error
 
 
 def is_sharded(model: nn.Module) -> bool:

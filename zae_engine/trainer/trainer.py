@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import checks
+from . import checks, habits
 from .agreement import Agreement
 from .banner import banner, farewell
 from .batch import merge, place, snapshot
-from .compose import AddOnBase, compose, options_of, refuse_unknown
+from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, resolve_accumulation
 from .gathering import put_together
 from .history import History
@@ -26,7 +25,7 @@ from .sampling import check_shared, set_epoch
 from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
 from .shards import ShardSum, check_shards, one_thread
-from .update import make_update, spreads
+from .update import DelegatedUpdate, NoUpdate, make_update, spreads
 from .window import Window
 
 if TYPE_CHECKING:
@@ -41,8 +40,9 @@ class Trainer(Pacing):
 
     Parameters
     ----------
-    model : nn.Module
-        Stays your own: inside the steps, ``self.model`` is this very object, on the device.
+    model : nn.Module or None
+        Stays your own: inside the steps, ``self.model`` is this very object, on the device. None is an empty module,
+        for a trainer that does not train.
     device : str, torch.device, a list of one, or None
         ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ``'mps'``; None lets Accelerate choose.
     mode : {'train', 'test'}
@@ -112,7 +112,7 @@ class Trainer(Pacing):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         device: Device | Sequence[Device] | None = None,
         mode: str = "train",
         optimizer: Optimizer | None = None,
@@ -135,8 +135,14 @@ class Trainer(Pacing):
         kwargs_handlers: Sequence[Any] | None = None,
         **unknown: NoReturn,
     ) -> None:
-        refuse_unknown(unknown, type(self).__name__, options_of(type(self)))
-        checks.check_parts(model, mode, optimizer, scheduler, scheduler_step_on_batch)
+        refuse_unknown(unknown, type(self).__name__, options_of(type(self)), RUNS)
+        habits.check_reads(type(self))
+        checks.check_steps(self, trains=mode == "train", tests=False)
+        without = model is None and optimizer is None  # then `run` refuses to train
+        model = nn.Sequential() if model is None else model
+        checks.check_parts(
+            model, "test" if without and mode == "train" else mode, optimizer, scheduler, scheduler_step_on_batch
+        )
         checks.check_number("gradient_clip", gradient_clip, 0)
         self.model, self.mode, self.optimizer, self.scheduler = model, mode, optimizer, scheduler
         self.log_bar, self.scheduler_step_on_batch, self.gradient_clip = log_bar, scheduler_step_on_batch, gradient_clip
@@ -217,6 +223,7 @@ class Trainer(Pacing):
         limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
         self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
         checks.check_run_options(type(self), kwargs)
+        checks.check_steps(self, self.mode == "train", self.mode == "test" or bool(self._valid_sets))
         checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
         batches = self._plan(loader).batches
         lengths = {f"the length of valid_loader {k!r}": self._plan(v).batches for k, v in self._valid_sets.items()}
@@ -253,6 +260,7 @@ class Trainer(Pacing):
         self.batch_size = self._plan(self.loader).batch_size or 0
         self.valid_batch_size = max((self._plan(v).batch_size or 0 for v in self._valid_sets.values()), default=0)
         self._shows = self.log_bar and self._processes.first
+        self._update: DelegatedUpdate = NoUpdate()
         if self._prepared_optimizer is not None:
             shards = None
             if self.shards is not None:
@@ -339,7 +347,7 @@ class Trainer(Pacing):
 
     # ------------------------------------------------------------------ what the user writes, and inference
 
-    @abstractmethod
+    @checks.to_be_written
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": loss, ...}`` for a batch; write this.
 
@@ -357,7 +365,17 @@ class Trainer(Pacing):
             how many items it is the mean, when these are not the samples (tokens, say). Whatever else you want to see:
             numbers are averaged over the epoch, other values are kept until its end.
         """
+        raise checks.missing_step(self, "train_step")
 
-    @abstractmethod
+    @checks.to_be_written
     def test_step(self, batch: Any) -> dict[str, Any]:
-        """Return ``{"loss": loss, ...}`` for a batch, without gradients; ``"output"`` is what `inference` returns."""
+        """Return ``{"loss": loss, ...}`` for a batch, without gradients; ``"output"`` is what `inference` returns.
+
+        Needed as soon as there is something to evaluate on; ``test_step = train_step`` when both are the same.
+        """
+        raise checks.missing_step(self, "test_step")
+
+    if not TYPE_CHECKING:  # a type checker would take any attribute for known
+
+        def __getattr__(self, name: str) -> Any:
+            habits.missing(self, name)

@@ -264,6 +264,16 @@ def needs_accelerate(accelerator: Accelerator, optimizer: Optimizer) -> bool:
     )
 
 
+class NoUpdate(DelegatedUpdate):
+    """What a trainer without optimizer has: whoever trains by it hears what is missing."""
+
+    def __init__(self) -> None:
+        self.parameters = []
+
+    def zero_grad(self) -> None:
+        raise ValueError("this trainer has no optimizer, so nothing can be trained; give optimizer= when it is made")
+
+
 def make_update(
     accelerator: Accelerator,
     prepared: nn.Module,

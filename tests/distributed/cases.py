@@ -222,6 +222,24 @@ def per_process_batches(parts: int = 1) -> dict:
     return train(batches, dtype=F64, split_batches=False, gradient_accumulation_steps=parts)
 
 
+class WithScales(Digits):
+    """Each batch has the classes' scales beside its samples: as many as a piece of it has samples."""
+
+    def train_step(self, batch):
+        x, y, ids = batch["samples"]
+        return {"loss": nn.functional.cross_entropy(self.model(x) * batch["scales"], y), "ids": ids}
+
+
+def with_scales(rows) -> dict:
+    scales = torch.linspace(0.5, 2.0, 10, dtype=F64)
+    return {"scales": scales, "samples": [torch.stack(column) for column in zip(*rows, strict=True)]}
+
+
+def constant(listed: bool, **options) -> dict:
+    batches = DataLoader(digits(203, F64), batch_size=20, collate_fn=with_scales)
+    return train(list(batches) if listed else batches, dtype=F64, trainer=WithScales, **options)
+
+
 def weighted(parts: int, dtype: torch.dtype) -> dict:
     return train(loader(300, dtype), trainer=Weighted, dtype=dtype, gradient_accumulation_steps=parts)
 
@@ -489,6 +507,12 @@ REFUSED = ("length", "valid", "counted", "stream", "shards", "uncut", "prepared"
 def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
     found: dict[str, Callable[[], dict]] = {name: partial(table, name) for name in TABLE}
     found |= {f"loader-{name}-{parts}": partial(by_loader, name, parts) for name in LOADERS for parts in (1, 3)}
+    found |= {
+        f"constant-{kind}-{parts}": partial(constant, kind == "list", gradient_accumulation_steps=parts)
+        for kind in ("loader", "list")
+        for parts in (1, 2)
+    }
+    found |= {f"constant-{kind}-shards": partial(constant, kind == "list", shards=6) for kind in ("loader", "list")}
     found |= {f"weighted-{p}-{d}": partial(weighted, p, t) for p in (1, 2, 4) for d, t in
               (("f32", torch.float32), ("f64", F64))}  # fmt: skip
     found |= {f"shards-{kind}-{n}": partial(sharded, kind, n) for kind in ("mlp", "dropout") for n in (4, 8, 12)}

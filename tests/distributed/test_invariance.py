@@ -68,6 +68,14 @@ def test_items_weigh_over_processes(results, parts, processes):
 
 
 @pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("kind", ["loader", "list"])
+def test_a_constant_as_long_as_a_share_or_a_piece_is_not_cut(results, kind, processes):
+    (wanted,) = results("constant-loader-1", 1)
+    for how in ("1", "2", "shards"):
+        assert_same(results(f"constant-{kind}-{how}", processes), wanted, 1e-14)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
 def test_clipping_and_a_schedule_by_steps(results, processes):
     (wanted,) = results("clipped", 1)
     assert_same(results("clipped", processes), wanted, 1e-14)

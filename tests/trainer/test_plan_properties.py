@@ -24,7 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from zae_engine.trainer.batch import even_edges
+from zae_engine.trainer.cutting import even_edges
 from zae_engine.trainer.layout import Layout, Start
 from zae_engine.trainer.plan import BatchPlan
 

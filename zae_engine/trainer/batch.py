@@ -1,4 +1,4 @@
-"""Nests of tensors: place them on a device, count their samples, cut them, put results together again.
+"""Nests of tensors: place them on a device, compare them, put results together again.
 
 A nest is a tensor, or a dict, tuple, list, named tuple or dataclass of nests. Whatever else it holds (strings,
 numbers, objects) passes through; an object with a ``to(device)`` method is placed through that method.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import itertools
 from collections import UserDict
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 def is_nest(value: Any) -> bool:
@@ -30,11 +30,11 @@ def is_nest(value: Any) -> bool:
 
 def map_nest(function: Callable[[Any], Any], nest: Any) -> Any:
     """Apply `function` to every leaf of `nest` and keep its form."""
-    return _rebuild(nest, partial(map_nest, function)) if is_nest(nest) else function(nest)
+    return rebuild(nest, partial(map_nest, function)) if is_nest(nest) else function(nest)
 
 
-def _rebuild(nest: Any, function: Callable[[Any], Any]) -> Any:
-    """Return a nest of the same form whose children went through `function`."""
+def rebuild(nest: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a nest of the same form whose children, in order, went through `function`."""
     if isinstance(nest, MutableMapping):
         return _like_mapping(nest, {k: function(v) for k, v in nest.items()})
     if isinstance(nest, (tuple, list)):
@@ -87,137 +87,28 @@ def place(nest: Any, device: torch.device, non_blocking: bool = False) -> Any:
     if callable(to := getattr(nest, "to", None)):  # a packed sequence, a tokenizer's encoding, an object of the user's
         return to(device)
     if is_nest(nest):
-        return _rebuild(nest, lambda child: place(child, device, non_blocking))
+        return rebuild(nest, lambda child: place(child, device, non_blocking))
     return nest
 
 
-def count_samples(nest: Any) -> int:
-    """The number of samples in a batch.
-
-    It is the length of the first tensor that has a first dimension; of the lists, in a batch of `sample_lists`; without
-    either, the length of the first list, tuple or object that has one; else 1.
-    """
-    first = nest[0] if type(nest) in (tuple, list) and nest else nest  # the usual batch is found at once
-    if isinstance(first, Tensor) and first.ndim:
-        return first.size(0)
-    if raw_samples(nest):
-        return len(nest)
-    if (listed := sample_lists(nest)) is not None:
-        return listed
-    for leaf in leaves(nest):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.size(0)
-    for value in nest.values() if isinstance(nest, MutableMapping) else (nest,):
-        if hasattr(value, "__len__") and not isinstance(value, (str, bytes, Tensor)):
-            return len(value)
-    return 1
-
-
-def raw_samples(nest: Any) -> bool:
-    """Whether a batch is the bare list of its samples, as ``collate_fn=list`` gives it.
-
-    Those are dicts with the same keys, or tuples; torch's collate function makes of such samples a dict, or a list.
-    """
-    if type(nest) is not list or not nest:
-        return False
-    if all(type(item) is tuple for item in nest):
-        return True
-    return all(isinstance(item, dict) for item in nest) and len({tuple(item) for item in nest}) == 1
-
-
-def sample_lists(nest: Any) -> int | None:
-    """How many samples a batch has that holds them in lists, as detection's (images, targets); None for any other.
-
-    Lists of one length are lists of samples when they hold dicts or objects, or tensors whose first dimensions differ;
-    else they are taken for what torch's collate function makes of tuples, lists of fields.
-    """
-    children = list(nest.values()) if isinstance(nest, MutableMapping) else nest
-    if not isinstance(children, (list, tuple)):
-        return None
-    lists = [child for child in children if type(child) in (list, tuple) and child]
-    lengths = {len(child) for child in lists} | {len(c) for c in children if isinstance(c, Tensor) and c.ndim}
-    if not lists or len(lengths) != 1:
-        return None
-    first_dimensions = {leaf.size(0) for leaf in leaves(lists) if isinstance(leaf, Tensor) and leaf.ndim}
-    fields = (Tensor, str, bytes, tuple, list)
-    objects = any(not isinstance(item, fields) for child in lists for item in child)
-    return lengths.pop() if objects or len(first_dimensions) > 1 else None
-
-
-def even_edges(total: int, parts: int) -> list[int]:
-    """Where to cut `total` samples into `parts` pieces of nearly equal size, the larger ones first."""
-    return [-(-total * i // parts) for i in range(parts + 1)]  # larger ones first, as memory is asked for
-
-
-def cut(nest: Any, parts: int, why: str = "") -> list[tuple[Any, int]]:
-    """Cut a batch along its samples into at most `parts` pieces of nearly equal size.
-
-    Parameters
-    ----------
-    nest : nest of tensors
-        Tensors of the batch's length (dimension 0) and lists of that length are cut; anything else goes to every piece.
-    parts : int
-        How many pieces; a batch with fewer samples gives fewer.
-    why : str
-        Who wants it cut, for the message.
-
-    Returns
-    -------
-    list of (piece, number of samples)
-
-    Raises
-    ------
-    TypeError
-        When the batch holds nothing that can be cut, or is no nest.
-    """
-    edges = even_edges(count_samples(nest), parts)
-    spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
-    return slices(nest, spans or [(0, 0)], why or f"gradient_accumulation_steps={parts}")
-
-
-def slices(nest: Any, spans: Sequence[tuple[int, int]], why: str) -> list[tuple[Any, int]]:
-    """Cut the samples from ``start`` to ``stop`` out of a batch, for each of `spans`; see `cut`."""
-    total = count_samples(nest)
-    if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves(nest)):
-        raise TypeError(
-            f"{why} needs batches that can be cut along their first dimension; this batch, a"
-            f" {type(nest).__name__}, has no such tensor. Let the loader yield tensors, or leave it out"
-        )
-    whole_list = raw_samples(nest)
-    cut_child = partial(_piece, total=total, lists=whole_list or sample_lists(nest) is not None, why=why)
-    pieces = []
-    for start, stop in spans:
-        # Any other batch is never taken for a list of samples, whatever its length.
-        whole = partial(cut_child, start=start, stop=stop)
-        pieces.append((_rebuild(nest, whole) if is_nest(nest) and not whole_list else whole(nest), stop - start))
-    if any(count_samples(piece) != size for piece, size in pieces):
-        raise TypeError(
-            f"{why} cannot cut this batch, a {type(nest).__name__}: its parts do not share their first"
-            " dimension. Let the loader yield tensors (or lists) of one length, or leave it out"
-        )
-    return pieces
-
-
-def _piece(nest: Any, *, start: int, stop: int, total: int, lists: bool, why: str) -> Any:
-    if isinstance(nest, Tensor):
-        return nest[start:stop] if nest.ndim and nest.shape[0] == total else nest
-    if not is_nest(nest):
-        if callable(getattr(nest, "to", None)):
-            raise TypeError(
-                f"{why} cannot cut a {type(nest).__name__}, which may hold something of every sample; let the loader"
-                " yield tensors (or lists) of one length, or leave it out"
-            )
-        return nest
-    of_samples = isinstance(nest, (list, tuple)) and len(nest) == total
-    if of_samples and (lists or (isinstance(nest, list) and not any(isinstance(v, Tensor) for v in nest))):
-        return nest[start:stop]  # one entry a sample
-    return _rebuild(nest, partial(_piece, start=start, stop=stop, total=total, lists=lists, why=why))
+def _in_memory(leaf: Any) -> Any:
+    """The tensors that hold what a tensor of another layout means."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if is_lazy(leaf):
+        return "lazy"
+    if leaf.is_nested:
+        return list(leaf.unbind())
+    if leaf.layout == torch.sparse_coo:
+        whole = leaf.coalesce()
+        return [whole.indices(), whole.values()]
+    return leaf if leaf.layout == torch.strided else leaf.to_dense()
 
 
 def fingerprint(nest: Any) -> str:
     """A hash of a batch's content; of objects other than tensors, arrays, numbers and strings only the type counts."""
     digest = hashlib.blake2b(digest_size=8)
-    for leaf in leaves(nest):
+    for leaf in (held for whole in leaves(nest) for held in leaves(_in_memory(whole))):
         if isinstance(leaf, Tensor):
             own = leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
             content = own.flatten().view(torch.uint8).numpy().tobytes()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .batch import even_edges
+from .cutting import even_edges
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Layout:
     def alone(self) -> bool:
         """Whether a batch is taken as the loader gives it."""
         return self.processes == 1 and self.shards is None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a process's share is cut into pieces."""
+        return self.micro_batches > 1 or self.shards is not None
 
     @property
     def loader_batches(self) -> int:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .batch import count_samples, cut, fingerprint, slices
+from .batch import fingerprint
+from .cutting import Marks, count_samples, cut, slices
 from .layout import Layout, Share, Start, ids_hash, nothing
+from .per_sample import collates_as_usual, per_sample, sizes_of
 from .processes import Processes
 from .sampling import agree_on_generators, is_known, shared_copy
 from .seeded import draws_nothing
@@ -67,6 +69,8 @@ class BatchPlan:
         self._ids: Sequence[list[Any]] = ()
         self._share: Share | None = None
         self._counting = Counting()
+        self._per_sample = per_sample(loader)
+        self._sizes = sizes_of(loader)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this process's share of each global batch; the whole of it when there is one process.
@@ -124,12 +128,17 @@ class BatchPlan:
     def _watches(self, loader: DataLoader[Any], start: Start) -> bool:
         """Whether the walk over a loader needs more than the loader itself."""
         own = self._processes is not None or start.batch or self._keeps_ids or loader.persistent_workers
-        return bool(own) or not is_known(loader)
+        return bool(own) or not is_known(loader) or (self.layout.cuts and not collates_as_usual(loader))
 
     @property
     def last_ids(self) -> str:
         """The `ids_hash` of the last batch that was given; empty where the loader has no ids."""
         return ids_hash(self._ids)
+
+    @property
+    def ids(self) -> list[Any]:
+        """Of the samples of the last batch that was given; empty where they are not kept."""
+        return list(chain.from_iterable(self._ids))
 
     def _whole(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Of any other loader, each process walks over the whole batches, and takes its share of each."""
@@ -142,7 +151,7 @@ class BatchPlan:
                 continue
             if self._processes is not None and not self.layout.split_batches:
                 group = [batch, *islice(batches, self._processes.count - 1)]
-                sizes = [count_samples(b) for b in group]
+                sizes = [count_samples(b, self.marks(b)) for b in group]
                 index = self.layout.index if self.layout.index < len(group) else 0
                 self._share = Share(sum(sizes), sizes[index] if index == self.layout.index else 0)
                 batch = group[index]
@@ -151,21 +160,37 @@ class BatchPlan:
     def window(self, batch: Any) -> Window:
         """The window of a batch that the plan gave, or of a global batch that every process has."""
         layout, share = self.layout, self._share
+        if layout.alone and layout.micro_batches == 1:  # the usual batch
+            samples = count_samples(batch) if self._sizes is None else self._sizes.count(batch, self.position - 1)
+            return Window([Micro(batch, samples)], samples)
+        marks, parts = self.marks(batch), layout.micro_batches
         if layout.alone:
-            parts = layout.micro_batches
-            micros = [(batch, count_samples(batch))] if parts == 1 else cut(batch, parts)
-            return Window([Micro(*m, i) for i, m in enumerate(micros)], sum(m[1] for m in micros))
-        why = f"shards={layout.shards}" if layout.shards else f"training on {layout.processes} processes"
+            pieces = cut(batch, parts, marks=marks)
+            return Window([Micro(*piece, i) for i, piece in enumerate(pieces)], sum(size for _, size in pieces))
         if share is None:
-            samples = count_samples(batch)
+            samples = count_samples(batch, marks)
             start, stop = layout.mine(samples)
             share = Share(samples, stop - start)
             if share.here < samples:
-                batch = slices(batch, [(start, stop) if start < stop else (0, min(1, samples))], why)[0][0]
-        sizes = layout.pieces(share.samples, share.here)
-        return Window(
-            _micros(batch, sizes, why), share.samples, self._counts, layout.shards is not None, self._counting
-        )
+                span = (start, stop) if start < stop else (0, min(1, samples))
+                batch = slices(batch, [span], self._why, marks)[0][0]
+        micros = _micros(batch, layout.pieces(share.samples, share.here), self._why, marks)
+        return Window(micros, share.samples, self._counts, layout.shards is not None, self._counting)
+
+    @property
+    def _why(self) -> str:
+        """What batches are cut for, in words."""
+        layout = self.layout
+        if layout.alone and layout.micro_batches > 1:
+            return f"gradient_accumulation_steps={layout.micro_batches}"
+        return f"shards={layout.shards}" if layout.shards else f"training on {layout.processes} processes"
+
+    def marks(self, batch: Any) -> Marks | None:
+        """Which entries of the loader's batches are per sample, decided at the first one; None where nobody cuts."""
+        cuts = self.layout.cuts or (self._processes is not None and self._share is None)
+        if not cuts:
+            return None
+        return self._per_sample.marks(self.loader, batch, self.ids, self._why)
 
     @property
     def batches(self) -> int | None:
@@ -214,16 +239,16 @@ def _rewind(loader: DataLoader[Any]) -> Callable[[], None]:
     return put_back
 
 
-def _micros(batch: Any, sizes: list[int], why: str) -> list[Micro]:
+def _micros(batch: Any, sizes: list[int], why: str, marks: Marks | None) -> list[Micro]:
     """Cut a process's share; a piece without samples gets the first one's batch, as a stand-in."""
     real = [size for size in sizes if size]
     if len(real) <= 1:
         pieces = [batch]
-    elif count_samples(batch) == sum(real):
+    elif count_samples(batch, marks) == sum(real):
         edges = [sum(real[:i]) for i in range(len(real) + 1)]
-        pieces = [piece for piece, _ in slices(batch, list(pairwise(edges)), why)]
+        pieces = [piece for piece, _ in slices(batch, list(pairwise(edges)), why, marks)]
     else:  # a collate function that leaves some samples out, or packs them
-        pieces = [piece for piece, _ in cut(batch, len(real), why)]
+        pieces = [piece for piece, _ in cut(batch, len(real), why, marks)]
     rest = deque(pieces)
     return [Micro(rest.popleft() if size and rest else pieces[0], size, i) for i, size in enumerate(sizes)]
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import checks
-from .batch import count_samples, leaves, map_nest, place, slices
+from .batch import leaves, map_nest, place
+from .cutting import Marks, count_samples, slices
 from .seeding import set_streams
 from .window import Micro, Window
 
@@ -53,9 +54,12 @@ class Replay:
         Is not changed.
     dtype : torch.dtype
         Of the copy's floating-point tensors.
+    marks : dict, optional
+        Which entries of a batch are per sample.
     """
 
-    def __init__(self, trainer: Any, dtype: torch.dtype) -> None:
+    def __init__(self, trainer: Any, dtype: torch.dtype, marks: Marks | None = None) -> None:
+        self.marks = marks
         self._dtype, self._seed, self.shards = dtype, trainer.seed, trainer.shards
         self._probe = _copied(trainer, dtype)
         self._probe.mode, self._probe.device = "train", CPU
@@ -75,10 +79,14 @@ class Replay:
         """The names of the layers whose statistics are those of the batch."""
         return [n for n, m in self._model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
 
+    def samples(self, batch: Any) -> int:
+        """How many samples a batch has."""
+        return count_samples(batch, self.marks)
+
     def whole(self, batch: Any, without: Sequence[str] = (), stream: int = 0) -> Outcome:
         """Run a whole batch; say so when the copy cannot."""
         try:
-            found = self._run(batch, [count_samples(batch)], without, stream)
+            found = self._run(batch, [self.samples(batch)], without, stream)
         except _StepError as failed:
             if self._dtype == torch.float64:
                 raise CannotRunError from failed
@@ -121,7 +129,7 @@ class Replay:
     def _computes_in(self, batch: Any) -> torch.dtype:
         """The narrowest number type of what the step computes."""
         watch = _Watch()
-        self._run(batch, [count_samples(batch)], watch=watch)
+        self._run(batch, [self.samples(batch)], watch=watch)
         return max((t for t in watch.seen if t in _TOLERANCE), key=_TOLERANCE.__getitem__, default=self._dtype)
 
     def pieces(self, batch: Any, sizes: list[int], without: Sequence[str]) -> Outcome:
@@ -133,7 +141,7 @@ class Replay:
     ) -> Outcome:
         self._reset("norms" in without)
         batch, edges = _on_cpu(batch, self._dtype), [0, *accumulate(sizes)]
-        cut = slices(batch, list(pairwise(edges)), "verify") if len(sizes) > 1 else [(batch, sizes[0])]
+        cut = slices(batch, list(pairwise(edges)), "verify", self.marks) if len(sizes) > 1 else [(batch, sizes[0])]
         window = Window([Micro(*piece, number) for number, piece in enumerate(cut)], edges[-1])
         parts, shares, counted = list[list[Tensor]](), list[float](), False
         with _Watch(still=True) if "dropout" in without else watch or nullcontext():

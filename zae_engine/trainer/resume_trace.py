@@ -6,12 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.parameter import is_lazy
-
 from ..checkpoint.errors import CheckpointError
-from .batch import fingerprint, is_scalar, leaves
+from .batch import fingerprint, is_scalar
 from .held_state import Root, State, states_of
 from .seeding import streams_of
 
@@ -213,21 +209,7 @@ class Recorder:
 
 
 def _mark(nest: Any) -> str:
-    return fingerprint([_in_memory(leaf) for leaf in leaves(nest)])
-
-
-def _in_memory(leaf: Any) -> Any:
-    """The tensors that hold what a tensor of another layout means."""
-    if not isinstance(leaf, Tensor):
-        return leaf
-    if is_lazy(leaf):
-        return "lazy"
-    if leaf.is_nested:
-        return list(leaf.unbind())
-    if leaf.layout == torch.sparse_coo:
-        whole = leaf.coalesce()
-        return [whole.indices(), whole.values()]
-    return leaf if leaf.layout == torch.strided else leaf.to_dense()
+    return fingerprint(nest)
 
 
 # ---------------------------------------------------------------------- the comparison

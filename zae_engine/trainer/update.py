@@ -200,7 +200,7 @@ class DelegatedUpdate:
     def backward(self, loss: Tensor, share: Items | None) -> None:
         """Add the gradients of `loss`, weighted by its share of the window (None: it is the whole window)."""
         options = {"scale_wrt_gas": False} if self._engine else {}  # its own division by the number of micro-batches
-        self.accelerator.backward(loss if share is None else loss * share, **options)
+        self.accelerator.backward(_weighted(loss, share), **options)
 
     def rescale(self, factor: Items) -> None:
         """Multiply the gradients, when the shares were estimates."""
@@ -239,7 +239,7 @@ class DirectUpdate(DelegatedUpdate):
             parameter.grad = None
 
     def backward(self, loss: Tensor, share: Items | None) -> None:
-        (loss if share is None else loss * share).backward()  # type: ignore[no-untyped-call]
+        _weighted(loss, share).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> Tensor | None:
         return _whole(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)) if self.max_norm else None
@@ -247,6 +247,14 @@ class DirectUpdate(DelegatedUpdate):
     def step(self) -> bool:
         self.optimizer.step()
         return True
+
+
+def _weighted(loss: Tensor, share: Items | None) -> Tensor:
+    """The loss times its share, in its own precision but at least float32: shares are divided in float64."""
+    if share is None:
+        return loss
+    narrow = share.to(torch.promote_types(loss.dtype, torch.float32)) if isinstance(share, Tensor) else share
+    return loss * narrow
 
 
 def _whole(norm: Any) -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from . import checks
-from .batch import count_samples, even_edges
+from .cutting import Marks, Path, count_samples, even_edges, in_words
+from .per_sample import PerSample, per_sample
 from .plan import BatchPlan
 from .processes import is_sharded
 from .replay import COARSE_FLOOR, CPU, CannotRunError, Replay, differences
@@ -96,13 +97,15 @@ def verify(trainer: Any, loader: Any, steps: int) -> Verification:
             "verify needs the whole model, but this process has a part of it; call it in a run without FSDP"
         )
     with _surroundings(trainer, loader):
-        batches = [batch for batch in _first(loader, steps) if count_samples(batch) > 1]
+        cutting = per_sample(loader)
+        batches, marks = _first(loader, steps, cutting)
         if not batches:
             raise ValueError("the loader gave no batch of at least 2 samples, so there is nothing to cut")
+        doubtful = [path for path, cuts in (marks or {}).items() if cuts and not cutting.proven]
         try:
-            return _verified(trainer, batches, torch.float64)
+            return _verified(trainer, batches, torch.float64, marks, doubtful)
         except CannotRunError:
-            return _verified(trainer, batches, torch.float32)
+            return _verified(trainer, batches, torch.float32, marks, doubtful)
 
 
 @contextmanager
@@ -125,28 +128,62 @@ def _surroundings(trainer: Any, loader: Any) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _first(loader: Any, steps: int) -> list[Any]:
+def _first(loader: Any, steps: int, cutting: PerSample) -> tuple[list[Any], Marks | None]:
+    """The first batches of at least 2 samples, and which of their entries are per sample."""
+    walked = loader
     if isinstance(loader, DataLoader):  # workers that persist would be the loader's own, further on than they were
-        loader = like_loader(loader, _iterator=None, persistent_workers=False)
-    batches = iter(BatchPlan(loader))
-    return list(islice(batches, steps))
+        walked = like_loader(loader, _iterator=None, persistent_workers=False)
+    plan = BatchPlan(walked, keeps_ids=True)
+    found, marks = [], None
+    for batch in islice(plan, steps):
+        marks = cutting.marks(loader, batch, plan.ids, "verify")
+        if count_samples(batch, marks) > 1:
+            found.append(batch)
+    return found, marks
 
 
-def _verified(trainer: Any, batches: list[Any], dtype: torch.dtype) -> Verification:
+def _verified(
+    trainer: Any, batches: list[Any], dtype: torch.dtype, marks: Marks | None, doubtful: list[Path]
+) -> Verification:
     torch.set_default_dtype(dtype)
-    replay, largest, tried = Replay(trainer, dtype), 0.0, dict[str, None]()
+    replay, largest, tried = Replay(trainer, dtype, marks), 0.0, dict[str, None]()
     for batch in batches:
         whole = replay.whole(batch)
-        for sizes in _cuts(count_samples(batch)):
+        for sizes in _cuts(replay.samples(batch)):
             tensor, difference = replay.compare(batch, sizes, whole)
             words = "+".join(map(str, sizes))
             if difference > replay.tolerance:
-                cause = _cause(replay, batch, sizes, tensor)
+                cause = _constant(replay, batch, sizes, doubtful) or _cause(replay, batch, sizes, tensor)
                 return Verification(False, tensor, difference, cause, words, replay.precision)
             largest = max(largest, difference)
             tried[words] = None
     several = ", ".join(islice(tried, 6)) + (", …" if len(tried) > 6 else "")
     return Verification(True, None, largest, None, several, replay.precision)
+
+
+def _constant(replay: Replay, batch: Any, sizes: list[int], doubtful: list[Path]) -> str | None:
+    """Whether the difference is gone when one entry, which has the samples' number as length, goes whole to each piece.
+
+    Parameters
+    ----------
+    doubtful : list
+        Those of which only their length says that they are per sample.
+    """
+    before, error = replay.marks, replay.error
+    for path in doubtful if len(doubtful) > 1 else ():
+        replay.marks = {**(before or {}), path: False}
+        try:
+            difference = replay.compare(batch, sizes, replay.whole(batch))[1]
+        finally:
+            replay.marks = before
+        if difference <= replay.tolerance:
+            return (
+                f"{in_words(path)} is cut like the samples, since it has as many entries as there are samples, but the"
+                " step needs it whole: keep what is the same for all samples outside of the batch (on the trainer,"
+                " say), or give it a first dimension of 1"
+            )
+    replay.error = error
+    return None
 
 
 def _cuts(samples: int) -> list[list[int]]:

@@ -120,11 +120,11 @@ class Window:
             self._whole = self.samples if items is None or self._shards else self._estimate(processes, samples)
         if items is None:  # of plain samples the shares are known, and often 1
             return None if samples * processes == self._whole else samples * processes / self._whole
-        return self.items[micro.number] * processes / self._whole
+        return _wide(self.items[micro.number]) * processes / self._whole
 
     def _estimate(self, processes: int, samples: int) -> Items:
         """The window's items, from the first micro-batch of every process; they are all of it if each has one only."""
-        first, seen = self.items[0], samples
+        first, seen = _wide(self.items[0]), samples
         if self._processes is not None and processes > 1:
             sums = self._processes.sum([first, samples])
             first, seen = sums[0], sums[1]  # type: ignore[assignment]  # tensors, so that nothing waits for the device
@@ -150,8 +150,15 @@ class Window:
 
     def _total(self) -> Items:
         if self._processes is None or (self._processes.count == 1 and not self._shards):
-            return sum(self.items)
+            return sum(map(_wide, self.items))
         if not self._shards:
-            return self._processes.sum([sum(self.items)])[0]
+            return self._processes.sum([sum(map(_wide, self.items))])[0]
         # Every shard's items in one order, so that the sum is the same to the bit for any number of processes.
         return self._processes.stack(self._processes.numbers(self.items)).sum()
+
+
+def _wide(items: Items) -> Items:
+    """Items as they are divided: torch divides whole numbers in float32, too coarse beside a loss in float64."""
+    if not isinstance(items, Tensor) or items.device.type == "mps":  # which has no float64
+        return items
+    return items.detach().to(torch.float64)

@@ -20,6 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import those to its right, and nothing may import add-ons.
 LAYERS = [
+    {"files"},
     {"_version", "near", "document", "schema", "machine", "slurm"},
     {"keys", "rules", "cluster"},
     {"errors"},

@@ -142,14 +142,16 @@ def timed(folder, serial):
 
 def test_kills_of_one_process_of_three(quick_folder):
     rng = random.Random(SEED)
-    for turn in range(20):
-        victim = rng.randrange(3)
+    turn = killed = 0
+    while killed < 20:
+        victim, turn = rng.randrange(3), turn + 1
         children = [fork(take_part, quick_folder, f"t{turn}", index, index == victim) for index in range(3)]
         codes = [ended(child) for child in children]
-        assert codes[victim] == -signal.SIGKILL
+        assert codes[victim] in (3, -signal.SIGKILL)  # on a busy machine process 0 may have given up before it came
         assert codes[0] in (3, -signal.SIGKILL)
-        tried["kills of one process of three"] += 1
+        killed += codes[victim] == -signal.SIGKILL
         assert_safe(quick_folder, {1})
+    tried["kills of one process of three"] += killed
 
 
 def take_part(folder, token, index, dies, timeout=0.1):

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..files import clear_partials, read_bytes, read_json, refuse_outside, writable, write_text
 from .disk import digest, in_words, remove, sync, write_json
 from .errors import CheckpointError
 from .folder import FORMAT, MANIFEST, faults_of, is_inside, name_of, near, parse_name, seal
@@ -134,12 +135,7 @@ class Commit:
     def _leave_note(self, reason: str) -> None:
         if self.count == 1 or self._note.exists():
             return
-        draft = self.path.with_name(f".{self._token}-{self.index}.failed")
-        try:
-            draft.write_text(f"process {self.index}: {reason}", encoding="utf-8")
-            os.replace(draft, self._note)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_text(self._note, f"process {self.index}: {reason}", sync=False)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -160,15 +156,17 @@ class Commit:
 
     def _said_by_others(self) -> str:
         with suppress(OSError):
-            return self._note.read_text(encoding="utf-8", errors="replace") if self.count > 1 else ""
+            return read_bytes(self._note).decode("utf-8", "replace") if self.count > 1 else ""
         return ""
 
     def _make_folder(self) -> None:
         parent = self.path.parent
+        refuse_outside(parent.parent, parent)
         if not parent.is_dir():
             parent.mkdir(parents=True, exist_ok=True)
             sync(parent.parent)
         self.partial.mkdir(exist_ok=True)
+        refuse_outside(parent, self.partial)
 
     def _record(self, names: Sequence[str]) -> Files:
         files: Files = {}
@@ -208,7 +206,7 @@ class Commit:
     def _arrived(self, index: int) -> dict[int, Files]:
         """A process's list, by its index, when its files can be seen from here with the sizes that they have."""
         try:
-            files: Files = json.loads((self.partial / f"files-{index}.json").read_bytes())
+            files: Files = read_json(self.partial / f"files-{index}.json")
             whole = all((self.partial / name).stat().st_size == files[name]["size"] for name in files)
         except (FileNotFoundError, ValueError):
             return {}
@@ -264,6 +262,7 @@ def clear_leftovers(parent: Path) -> list[str]:
         A sentence for each leftover that cannot be removed.
     """
     kept = []
+    clear_partials(parent)
     for path in sorted(parent.iterdir()) if parent.is_dir() else []:
         found = _LEFT.fullmatch(path.name)
         if not found or parse_name(found["name"]) is None:
@@ -287,7 +286,7 @@ def _plain(value: Any, where: str = "summary") -> Any:
         Naming the place of a value that is not plain.
     """
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner, f"{where}[{key!r}]") for key, inner in value.items()}
+        return {writable(str(key)): _plain(inner, f"{where}[{key!r}]") for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner, f"{where}[{place}]") for place, inner in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
@@ -295,5 +294,5 @@ def _plain(value: Any, where: str = "summary") -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+        return writable(value)
     raise CheckpointError(f"{where} is of type {type(value).__name__}; a manifest holds numbers, text, lists and dicts")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import LONGEST, read_bytes
 from .documents import SUFFIXES, read_document, read_tensors
 from .errors import CheckpointError
 from .folder import Checkpoint, locate, problems_of
@@ -170,7 +171,10 @@ def _read(checkpoint: Checkpoint, name: str) -> Any:
         return read_tensors(path)
     if path.suffix != ".json":
         return {"file": f"{checkpoint.files[name]['size']} bytes, SHA-256 {checkpoint.files[name]['sha256']}"}
-    value = json.loads(path.read_bytes())
+    try:
+        value = json.loads(read_bytes(path, LONGEST, follow=True))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} is no JSON: {error}") from error
     if isinstance(value, dict) and value.keys() >= {"state", "tensors"}:
         return read_document(path.parent, path.stem)
     return value

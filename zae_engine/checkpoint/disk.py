@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..files import NotPlainError, open_plain, write_text
+
 _BLOCK = 1 << 20
 _WORDS = {
     "ENOSPC": "no space left on the disk; free some, keep fewer checkpoints, or save to another disk",
@@ -36,10 +38,10 @@ def digest(path: Path) -> tuple[int, str]:
     tuple of int and str
         Its size in bytes, and its SHA-256 as 64 hexadecimal digits.
     """
-    found, size, block = hashlib.sha256(), 0, bytearray(_BLOCK)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(block):
-            found.update(memoryview(block)[:count])
+    found, size, block = hashlib.sha256(), 0, memoryview(bytearray(_BLOCK))
+    with open_plain(path, follow=True) as file:
+        while count := file.raw.readinto(block):
+            found.update(block[:count])
             size += count
     return size, found.hexdigest()
 
@@ -63,13 +65,7 @@ def sync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` whole or not at all: under another name, synced, then renamed."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def remove(path: Path) -> None:
@@ -97,4 +93,6 @@ def in_words(error: BaseException, path: Path) -> str:
     if number is None:
         return f"{error}" if isinstance(error, OSError) else ""
     where = getattr(error, "filename", None) or path
+    if isinstance(error, NotPlainError):
+        return f"{error.strerror} ({os.fsdecode(where)!r})"
     return f"{_OF_NUMBER.get(number, os.strerror(number))} ({os.fsdecode(where)!r})"

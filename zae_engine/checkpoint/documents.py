@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import LONGEST, read_bytes, replacing
 from .codec import RESERVED, pack, unpack
 from .errors import CheckpointError
 from .weights import SAFETENSORS
@@ -57,11 +58,11 @@ def write_tensors(
     path = Path(path)
     _check_suffix(path.suffix)
     own = _independent(tensors, path.suffix)
-    with _writing(path):
+    with _writing(path) as partial:
         if path.suffix in SAFETENSORS:
-            _save(own, path, metadata or {})
+            _save(own, partial, metadata or {})
         else:
-            torch.save(own, path)
+            torch.save(own, partial)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -139,7 +140,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no file {str(path)!r}")
     try:
-        document = json.loads(path.read_bytes().decode("utf-8"))
+        document = json.loads(read_bytes(path, LONGEST, follow=True).decode("utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise _damaged(path, error) from error
     if not isinstance(document, dict) or not {"format", "state"} <= document.keys():
@@ -221,12 +222,8 @@ def _load(path: Path) -> dict[str, Tensor]:
 def _writing(path: Path) -> Iterator[Path]:
     """Around what writes a file, which is flushed to the disk after it; what went wrong is said in words."""
     try:
-        path.touch()
-        mode = path.stat().st_mode  # by the umask, which safetensors does not follow, and no thread can read safely
-        yield path
-        os.chmod(path, mode)
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
+        with replacing(path) as partial:
+            yield partial
     except (
         Exception
     ) as error:  # a full disk is an OSError to Python, a RuntimeError to torch, and another to safetensors

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from ..files import parse_json, read_bytes, writable
 from .disk import digest
 from .errors import CheckpointError
 
@@ -314,35 +315,34 @@ def is_inside(name: str) -> bool:
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     """The manifest, whatever of it can be read, and what is wrong with it or ""."""
     try:
-        if not stat.S_ISREG((path / MANIFEST).stat().st_mode):
-            return {}, f"{MANIFEST} is no file"
-        manifest = json.loads((path / MANIFEST).read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        return {}, f"{MANIFEST} is missing"
+        if problem := _look(path, MANIFEST):
+            return {}, problem
+        manifest = parse_json(read_bytes(path / MANIFEST, follow=True), as_is=True)
     except OSError as error:
         return {}, f"{MANIFEST} cannot be read: {error.strerror}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}, f"{MANIFEST} is damaged: it is not JSON"
     faults = [f"{MANIFEST} {fault}" for fault in faults_of(manifest)]
     own = parse_name(path.name)
     if not faults and own and own != (manifest["serial"], manifest["step"]):
         faults = [f"{MANIFEST} is of {name_of(manifest['serial'], manifest['step'])!r}"]
-    return _dict(manifest), "; ".join(faults)
+    return writable(_dict(manifest)), "; ".join(faults)
 
 
-def _look(path: Path, name: str, size: int) -> str:
-    """What can be seen to be wrong with a file without reading it."""
+def _look(path: Path, name: str, size: int | None = None) -> str:
+    """What can be seen to be wrong with a file without reading it; of no known size, any is right."""
     try:
         status = (path / name).stat()
         if not (path / name).resolve().is_relative_to(path.resolve()):
             return f"{name} is a link to outside of the checkpoint"
     except OSError as error:
-        return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
+        missing = isinstance(error, FileNotFoundError)
+        return f"{name} is missing" if missing else f"{name} cannot be read: {error.strerror}"
     except RuntimeError:  # a ring of links, before Python 3.13
         return f"{name} is a link to itself"
     if not stat.S_ISREG(status.st_mode):
         return f"{name} is no file"
-    if status.st_size != size:
+    if size is not None and status.st_size != size:
         empty = "is empty" if not status.st_size else f"has {status.st_size} bytes"
         return f"{name} {empty}, and had {size} when it was written"
     return ""

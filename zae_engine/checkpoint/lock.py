@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from ..files import check_plain, read_json, write_text
 from .errors import CheckpointError
 
 LOCK, OWNER = "lock", "owner.json"
@@ -137,15 +138,13 @@ class RunLock:
             guard.release()
 
     def _sign(self) -> None:
-        partial = self.folder / f".{OWNER}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(self._own, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / OWNER)
+        write_text(self.folder / OWNER, json.dumps(self._own, indent=1) + "\n", sync=False)
 
     def _owner(self) -> dict[str, Any] | None:
         """Who holds the lock, or held it last and was killed; None if that cannot be read."""
         try:
-            owner = json.loads((self.folder / OWNER).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            owner = read_json(self.folder / OWNER)
+        except (OSError, ValueError):
             return None
         known = isinstance(owner, dict) and isinstance(owner.get("pid"), int) and owner["pid"] > 0
         return owner if known else None
@@ -171,6 +170,7 @@ class RunLock:
 
 def _take(path: Path, timeout: float = 0.0) -> BaseFileLock | None:
     """A lock, if nobody has it or gives it back in time: flock's, or a file where the file system has none."""
+    check_plain(path)
     with contextlib.suppress(Timeout):
         lock: BaseFileLock = FileLock(path, timeout=timeout, thread_local=False, fallback_to_soft=False)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .disk import sync
+from ..files import replacing
 from .errors import CheckpointError
-from .weights import _umask
 
 FORMAT = 1
 
@@ -82,11 +80,10 @@ def write_pieces(path: Path, tensors: dict[str, Tensor], pieces: dict[str, Piece
     layout = {name: [piece.shape, piece.offset] for name, piece in pieces.items()}
     head = {"format": FORMAT, "index": index, "count": count, "layout": layout}
     try:
-        save_file({k: _alone(v) for k, v in tensors.items()}, path, {k: json.dumps(v) for k, v in head.items()})
+        with replacing(path) as partial:
+            save_file({k: _alone(v) for k, v in tensors.items()}, partial, {k: json.dumps(v) for k, v in head.items()})
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"safetensors cannot hold a tensor of this training: {error}") from error
-    os.chmod(path, 0o666 & ~_umask())  # safetensors would let only its owner read it
-    sync(path)
 
 
 class Pieces:
@@ -149,7 +146,7 @@ class Pieces:
                 local[here].copy_(_read(stored.file, name, there))
 
     def _open(self) -> None:
-        paths = sorted(self.folder.glob("*.safetensors"))
+        paths = sorted(path for path in self.folder.glob("*.safetensors") if path.is_file())
         if not paths:
             raise CheckpointError(f"{str(self.folder)!r} holds no parts of a training's state")
         count = {self._add(path) for path in paths}
@@ -175,7 +172,7 @@ class Pieces:
                     raise ValueError(f"{name!r} lies outside of its tensor")
                 self._stored.setdefault(name, []).append(stored)
             return int(head["count"])
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{str(path)!r} is damaged or no part of a training's state: {error}") from error

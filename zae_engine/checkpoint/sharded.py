@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..files import LONGEST, read_bytes
 from .codec import pack, unpack
 from .disk import write_json
 from .errors import CheckpointError
@@ -201,10 +202,10 @@ def _extra(values: dict[str, Any], pieces: Pieces) -> dict[str, Any]:
 def _read_values(path: Path) -> dict[str, Any]:
     """Read what is no tensor, and say what is wrong with it."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bytes(path, LONGEST, follow=True))
     except FileNotFoundError:
         raise CheckpointError(f"no file {str(path)!r}; is it a checkpoint of a sharded training (FSDP2)?") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged or cut short: {error}") from error
     whole = isinstance(values, dict) and isinstance(values.get("model"), dict) and "optimizer" in values
     optimizer = values["optimizer"] if whole else None

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..files import replacing
+
 SAFETENSORS = (".safetensors", ".safetensor")
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -68,8 +70,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], state: dict[str
     if odd and path.suffix in SAFETENSORS:
         raise WeightsError(f"safetensors holds tensors only, and {_first(odd)} is none; save to a '.ckpt' file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         if path.suffix in SAFETENSORS and state is not None:
             own = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
             save_file(own, partial)  # which takes no views of one large tensor
@@ -77,12 +78,6 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], state: dict[str
             save_model(model, str(partial))
         else:
             torch.save(model.state_dict() if state is None else state, partial)
-        os.chmod(partial, 0o666 & ~_umask())  # safetensors would let only its owner read it
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -169,13 +164,6 @@ def _as_sharded(own: Any, whole: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor  # takes a second to import
 
     return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements)
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _without_wrapper(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

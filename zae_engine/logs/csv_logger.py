@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
+from ..files import appending, cut, encoded, open_plain, replacing, spreadsheet_text, write_all
 from .logger import Logger, Record, RunInfo
 from .registry import check_settings
 
@@ -71,7 +74,7 @@ class CSVLogger(Logger):
         """Write what waits, to the disk; all of it or nothing."""
         if not self._waiting:
             return
-        names = dict.fromkeys(name for record in self._waiting for name in record.values)
+        names = dict.fromkeys(spreadsheet_text(name) for record in self._waiting for name in record.values)
         columns = list(dict.fromkeys((*self._columns, *(() if self._columns else _FIRST), *names)))
         if columns != self._columns:
             _write_anew(self.client, columns)
@@ -85,36 +88,41 @@ class CSVLogger(Logger):
 
 
 def _row(record: Record) -> dict[str, Any]:
-    return {**record.values, "step": record.step, "time": record.time}
+    values = {spreadsheet_text(name): value for name, value in record.values.items()}
+    return {**values, "step": record.step, "time": record.time}
 
 
 def _append(path: Path, columns: list[str], records: Iterable[Record]) -> None:
-    end = path.stat().st_size
-    try:
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, columns).writerows(_row(record) for record in records)
-            _sync(file)
-    except OSError:
-        os.truncate(path, end)  # a disk that was full may have room later: half a line must not be in between
-        raise
+    with appending(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            write_all(file, encoded(_text(columns, map(_row, records))))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # a disk that was full may have room later: half a line must not be in between
+            raise
+
+
+def _text(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue()
 
 
 def _write_anew(path: Path, columns: list[str]) -> None:
     """Give the file further columns: written beside it, then put in its place, so that a crash loses nothing."""
-    beside = path.with_name(f".{path.name}.new")
-    with open(beside, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         if path.is_file():
-            with open(path, newline="", encoding="utf-8") as old:
+            with _lines(path) as old:
                 writer.writerows(csv.DictReader(old))
-        _sync(file)
-    os.replace(beside, path)
 
 
-def _sync(file: TextIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+@contextmanager
+def _lines(path: Path) -> Iterator[TextIO]:
+    with open_plain(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        yield text
 
 
 def _keep_aside(path: Path) -> None:
@@ -129,7 +137,7 @@ def _keep_aside(path: Path) -> None:
 def _tail(path: Path) -> tuple[int, bytes]:
     """Where the last part of the file starts, and that part: of a large file enough for two lines."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         start = file.seek(max(0, size - (1 << 20)))
         return start, file.read()
 
@@ -138,13 +146,13 @@ def _drop_cut_line(path: Path) -> None:
     """A crash may have cut the last line: no cell has a line's end in it, and the header is written whole."""
     if path.is_file():
         start, tail = _tail(path)
-        os.truncate(path, start + tail.rfind(b"\n") + 1)
+        cut(path, start + tail.rfind(b"\n") + 1)
 
 
 def _header(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with _lines(path) as file:
         columns = next(csv.reader(file), [])
     if columns and columns[:2] != list(_FIRST):
         raise ValueError(

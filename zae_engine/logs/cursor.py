@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..files import folder_in, read_json, write_text
 
 
 @dataclass
@@ -37,18 +38,16 @@ class Cursor:
     def load(cls, folder: Path, name: str) -> Cursor:
         """The one of a run folder, or a new one where there is none that can be read."""
         try:
-            values = json.loads(path_of(folder, name).read_bytes())
+            values = read_json(path_of(folder, name))
             return cls(name, values["id"], int(values["step"]), dict(values["settings"]), str(values["status"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return cls(name)
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all; not flushed to the disk, since it can be found out again."""
         path = path_of(folder, self.logger)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        folder_in(folder, path.parent.name)
+        write_text(path, json.dumps(asdict(self), indent=1), sync=False)
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -58,4 +57,5 @@ def path_of(folder: Path, name: str) -> Path:
 
 def cursors_in(folder: Path) -> list[Cursor]:
     """Those of all loggers that a run folder has known."""
-    return [Cursor.load(folder, path.stem) for path in sorted((folder / "loggers").glob("[!.]*.json"))]
+    there = sorted(path for path in (folder / "loggers").glob("[!.]*.json") if path.is_file() and not path.is_symlink())
+    return [Cursor.load(folder, path.stem) for path in there]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import replacing
 from .reading import Run, read_run
 
 if TYPE_CHECKING:
@@ -42,12 +43,8 @@ def draw_curves(run: Run | str | os.PathLike[str], path: str | os.PathLike[str] 
     run = run if isinstance(run, Run) else read_run(run)
     path = Path(path) if path is not None else run.folder / CURVES
     figure = figure_of(run.rows, steps_of(run), resumes_of(run), title=run.name, who=path.name)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with replacing(path, sync=False) as partial:
         figure.savefig(partial, format=path.suffix[1:] or "png", dpi=120)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.lock import RunLock
+from ..files import NotPlainError, check_plain, folder_in, read_json
 from .cursor import Cursor, cursors_in
 from .logger import Logger, Record, RunInfo
 from .merging import records_of
 from .outcome import is_held
-from .reading import RunFolderError, is_run, read_run
+from .reading import HISTORY, RunFolderError, is_run, read_run
 from .registry import logger_class, require
 from .summary import SUMMARY, summarize
 
@@ -88,16 +88,18 @@ def export(
     require(kind)
     logger = kind(settings)
     logger.check()
-    run, out = _Whole(_run(folder), every_step), out or folder / "export"
+    run, where = _Whole(_run(folder), every_step), out or folder / "export"
     if not run.records:
         raise RunFolderError(f"{str(folder)!r} has no record of any step yet, so there is nothing to export")
-    out.mkdir(parents=True, exist_ok=True)
-    place = logger.start(replace(run.info, folder=out.absolute()))
+    if out is None:
+        folder_in(folder, where.name)
+    where.mkdir(parents=True, exist_ok=True)
+    place = logger.start(replace(run.info, folder=where.absolute()))
     _give(logger, Cursor(to), run.records)
     logger.summarize(run.summary)
     logger.finish(run.status)
     return " ".join(
-        [f"{len(run.records):,} records of {run.info.name} are in {to} ({place}), in {out}.", *logger.notices]
+        [f"{len(run.records):,} records of {run.info.name} are in {to} ({place}), in {where}.", *logger.notices]
     )
 
 
@@ -125,6 +127,10 @@ class _Whole:
 def _run(folder: Path) -> Path:
     if not is_run(folder):
         raise RunFolderError(f"{str(folder)!r} is no run folder; it has neither a history.jsonl nor a run.json")
+    try:
+        check_plain(folder / HISTORY)
+    except NotPlainError as error:
+        raise RunFolderError(str(error)) from error
     return folder
 
 
@@ -183,7 +189,7 @@ def _give(logger: Logger, cursor: Cursor, records: list[Record]) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

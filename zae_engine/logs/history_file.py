@@ -13,10 +13,12 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from ..files import appending, encoded, lines_of, parse_json, write_all
 
 Line = dict[str, Any]
 
@@ -52,9 +54,9 @@ def one_each(line: Line) -> Iterator[Line]:
         yield {"kind": "step", "step": first + place, "epoch": line.get("epoch"), **own}
 
 
-def _texts(path: Path) -> Sequence[bytes]:
+def _texts(path: Path) -> Iterable[bytes]:
     path = path / "history.jsonl" if path.is_dir() else path
-    return path.read_bytes().split(b"\n") if path.is_file() else ()
+    return lines_of(path) if os.path.lexists(path) else ()
 
 
 def _count(path: Path) -> int:
@@ -70,7 +72,7 @@ def _count(path: Path) -> int:
 def parsed(text: bytes) -> Line | None:
     """One line of the file; None when it is not whole."""
     try:
-        line = json.loads(text)
+        line = parse_json(text)
     except ValueError:
         return None
     return line if isinstance(line, dict) else None
@@ -116,14 +118,14 @@ class HistoryFile:
             waiting = len(self._waiting)  # more may come meanwhile
             if not waiting and not (flush and self.path.is_file()):
                 return
-            with open(self.path, "ab", buffering=0) as file:  # a buffer would write what has failed once more
-                end = file.tell()
+            with appending(self.path) as file:  # without a buffer, which would write what has failed once more
+                end = file.seek(0, os.SEEK_END)
                 try:
-                    _write_all(file, self._content(waiting, end))
+                    write_all(file, self._content(file, waiting, end))
                     if flush:
                         os.fsync(file.fileno())
                 except OSError:
-                    os.truncate(self.path, end)
+                    file.truncate(end)
                     raise
             del self._waiting[:waiting]
 
@@ -137,23 +139,16 @@ class HistoryFile:
         self.put(lines)
         self.write(flush=True)
 
-    def _content(self, waiting: int, end: int) -> bytes:
+    def _content(self, file: FileIO, waiting: int, end: int) -> bytes:
         texts = [json.dumps(_plain(line), ensure_ascii=False) + "\n" for line in self._waiting[:waiting]]
-        return (b"" if self._ends_a_line(end) else b"\n") + "".join(texts).encode()
-
-    def _ends_a_line(self, end: int) -> bool:
-        if not end:
-            return True
-        with open(self.path, "rb") as file:
-            file.seek(end - 1)
-            return file.read(1) == b"\n"
+        return (b"" if _ends_a_line(file, end) else b"\n") + encoded("".join(texts))
 
 
-def _write_all(file: FileIO, content: bytes) -> None:
-    """Write it all; a disk that fills up takes a part first, and refuses the rest."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) or 0 :]
+def _ends_a_line(file: FileIO, end: int) -> bool:
+    if not end:
+        return True
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..files import LONGEST, open_plain
 from .history_file import Line, parsed, read_history
 from .logger import Record
 
@@ -130,7 +131,7 @@ class Tail:
         """The new lines that hold; the numbers of steps, which no record needs, unparsed."""
         if not self.path.is_file():
             return
-        with open(self.path, "rb") as file:
+        with open_plain(self.path) as file:
             end = os.fstat(file.fileno()).st_size  # what is appended meanwhile comes the next time
             if any(text.startswith(_ATTEMPT) for text in _texts(file, self._offset, end)):
                 self._start_over(_ranges(map(_line, _texts(file, 0, end))))
@@ -145,12 +146,14 @@ class Tail:
 def _texts(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
     """The whole lines of a stretch of a file; the last one may be being written."""
     file.seek(begin)
-    while begin < end and (text := file.readline()).endswith(b"\n"):
+    while begin < end and ((text := file.readline(LONGEST)).endswith(b"\n") or len(text) == LONGEST):
         begin += len(text)
         yield text
 
 
 def _line(text: bytes) -> Line | None:
+    if len(text) == LONGEST:
+        return None
     return {"kind": "steps"} if text.startswith(_STEPS) and text.endswith(b"}}\n") else parsed(text)
 
 

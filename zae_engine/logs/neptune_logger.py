@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from ..files import lines_of
 from .logger import Logger, Record, RunInfo
 from .network import unreachable
 from .registry import check_settings
@@ -240,7 +241,7 @@ def _kept(pieces: list[Path]) -> dict[str, int]:
     """The last step of each series, over all offline pieces of a run."""
     kept = dict[str, int]()
     for file in (file for piece in pieces for file in piece.glob("data-*.log")):
-        for line in file.read_text(encoding="utf-8").split("\n"):
+        for line in map(bytes.decode, lines_of(file)):
             if '"LogFloats"' in line and line.endswith("}"):  # a crash may have cut the last line
                 for key, step in _steps(line):
                     kept[key] = max(step, kept.get(key, -1))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import FOLDER, Checkpoint
+from ..files import open_plain
 from .history_file import Line
 
 PARTS = ("data", "evaluation", "logging", "saving")  # of a point's seconds; what is left of "all" is "compute"
@@ -73,7 +74,7 @@ def is_held(folder: Path) -> bool:
     except ImportError:  # Windows: the sign alone
         return True
     try:
-        with open(folder / "lock", "rb") as file:
+        with open_plain(folder / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return (folder / "lock.soft").is_file()  # stands for it where the file system has no locks
     except BlockingIOError:

@@ -10,6 +10,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.folder import FOLDER, Checkpoint, committed, near
+from ..files import lines_of, may_be_deep, read_json
 from .history_file import Line, held, parsed
 from .outcome import Best, best_of, end_of, number, spent_of, status_of, stretches
 
@@ -215,10 +217,15 @@ def _no_run(path: Path) -> str:
 
 def _whole_lines(path: Path) -> list[Line]:
     """All lines of the file that can be read; half of one that is just being written is not."""
-    texts = path.read_bytes().split(b"\n") if path.is_file() else []
-    try:  # all at once, which takes half of the time
-        lines = json.loads(b"[" + b",".join(text for text in texts if text) + b"]")
-    except ValueError:
+    try:
+        texts = [text for text in lines_of(path) if text] if os.path.lexists(path) else []
+    except OSError as error:
+        raise RunFolderError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    lines = list[Any]()
+    if not any(b"\\u" in text or may_be_deep(text) for text in texts):
+        with suppress(ValueError):  # all at once, which takes half of the time
+            lines = json.loads(f"[{b','.join(texts).decode()}]")
+    if len(lines) != len(texts):
         lines = [parsed(text) for text in texts]
     return [_sound(line) for line in lines if isinstance(line, dict)]
 
@@ -290,7 +297,7 @@ def _floats(values: list[Any]) -> NDArray[np.float64]:
 
 def _started(folder: Path) -> list[Line]:
     try:
-        attempts = json.loads((folder / RUN).read_bytes())["attempts"]
+        attempts = read_json(folder / RUN)["attempts"]
     except (OSError, ValueError, TypeError, KeyError):
         return []
     return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from .facts import NOTHING, clock, environment_of, settings_of, short, table_of
 from .figures import COLOURS, colour_of, figures_of
 from .history_file import Line
@@ -49,12 +50,7 @@ def write_report(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     path = Path(out) if out is not None else runs[0].folder if len(runs) == 1 else Path()
     path = path / REPORT if path.is_dir() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)  # a browser that loads the page again never meets half of it
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, page, sync=False)  # a browser that loads the page again never meets half of it
     return path
 
 

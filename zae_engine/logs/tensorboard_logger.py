@@ -154,7 +154,7 @@ def _open(settings: dict[str, Any]) -> Any:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return folder.glob("events.out.tfevents.*")
+    return (path for path in folder.glob("events.out.tfevents.*") if path.is_file() and not path.is_symlink())
 
 
 def _wait_for_next_second(folder: str) -> None:

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import read_bytes
+
+_MOST = 1 << 31
 _BLOCK = 32768
 _MAGIC = b":W&B"
 _HEADER = struct.Struct("<IHB")
@@ -25,7 +28,7 @@ def read_steps(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield step and values of each history record that is whole; a file that is none of W&B's has none."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined, unused-ignore]
 
-    for data in _records(path.read_bytes()):
+    for data in _records(read_bytes(path, _MOST)):
         record = Record()
         record.ParseFromString(data)
         if record.HasField("history"):
@@ -36,7 +39,7 @@ def is_ended(path: Path) -> bool:
     """Whether the run's end is in the file, among its last records."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined, unused-ignore]
 
-    return any(Record.FromString(data).HasField("exit") for data in deque(_records(path.read_bytes()), maxlen=3))
+    return any(Record.FromString(data).HasField("exit") for data in deque(_records(read_bytes(path, _MOST)), maxlen=3))
 
 
 def _records(data: bytes) -> Iterator[bytes]:

@@ -10,12 +10,14 @@ from array import array
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 from weakref import WeakMethod
 
 import torch
 from torch import Tensor
 
+from ..files import replacing, spreadsheet_text
 from ..logs.curves import figure_of
 from .batch import is_scalar
 
@@ -362,10 +364,11 @@ class History(Sequence[Row]):
         """Write the rows as CSV, with a header."""
         if not self.writes:
             return
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        names = {name: spreadsheet_text(name) for name in self.columns}
+        with replacing(path, sync=False) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(names.values())
+            writer.writerows([[row.get(name) for name in names] for row in self.rows])
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw losses, metrics and learning rate over the steps, with marks where the run went on.
@@ -386,7 +389,8 @@ class History(Sequence[Row]):
         """
         figure = figure_of(self.rows, resumes=self.resumes, who="history.plot()")
         if path is not None and self.writes:
-            figure.savefig(path, dpi=150)
+            with replacing(path, sync=False) as partial:
+                figure.savefig(partial, format=Path(path).suffix[1:] or "png", dpi=150)
         return figure
 
 

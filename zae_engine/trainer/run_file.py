@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from ..checkpoint.disk import in_words, write_json
 from ..checkpoint.errors import CheckpointError
+from ..files import read_json, writable
 from .fingerprint import without_secrets
 
 
@@ -24,7 +24,7 @@ def note_attempt(
     run = read_run(folder)
     there = run.get("attempts")
     attempts = there if isinstance(there, list) else []
-    attempt = {
+    attempt: dict[str, Any] = {
         "attempt": len(attempts) + 1,
         "token": token,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -38,6 +38,7 @@ def note_attempt(
         "settings": dict(facts[0]),
         "circumstances": dict(facts[1]),
     }
+    attempt = writable(attempt)
     try:
         write_json(path, {"format": 1, "attempts": [*attempts, attempt]})
     except OSError as error:
@@ -48,7 +49,7 @@ def note_attempt(
 def read_run(folder: Path) -> dict[str, Any]:
     """What ``run.json`` says; empty where there is none, or none that can be read."""
     try:
-        run = json.loads((folder / "run.json").read_bytes())
+        run = read_json(folder / "run.json")
     except (OSError, ValueError):
         return {}
     return run if isinstance(run, dict) else {}

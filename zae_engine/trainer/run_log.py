@@ -15,7 +15,9 @@ from typing import Any
 
 from ..checkpoint.background import Background
 from ..checkpoint.errors import CheckpointError
+from ..checkpoint.folder import FOLDER
 from ..checkpoint.lock import RunLock
+from ..files import NotPlainError, check_plain, clear_partials, refuse_outside
 from ..logs.history_file import HistoryFile, Line
 from ..logs.merging import resumes_in
 from .afterwards import Afterwards, end_line
@@ -113,7 +115,13 @@ class RunLog:
                 "is a file; give a folder, which is made if needed" if is_file else f"cannot be made: {error.strerror}"
             )
             raise CheckpointError(f"save_path={str(self.folder)!r} {reason}") from error
+        try:
+            check_plain(self.folder / "history.jsonl")
+            refuse_outside(self.folder, self.folder / FOLDER)
+        except NotPlainError as error:
+            raise CheckpointError(f"save_path={str(self.folder)!r} is not trained in: {error}") from error
         lock.acquire()
+        clear_partials(self.folder)
 
     @contextmanager
     def opened(self, ends: bool = True) -> Iterator[None]:

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,11 @@ from torch import Tensor
 from ..checkpoint.background import Background
 from ..checkpoint.codec import pack
 from ..checkpoint.commit import Commit
-from ..checkpoint.disk import sync
 from ..checkpoint.documents import write_packed, write_tensors
 from ..checkpoint.folder import FOLDER, name_of
 from ..checkpoint.retention import retain
 from ..checkpoint.snapshot import Snapshot
+from ..files import replacing
 from ..logs.history_file import HistoryFile
 from .processes import Processes
 
@@ -203,19 +202,15 @@ class Saver:
     def _publish(self, source: Path) -> None:
         """Let the best weights lie in the run folder, too; as the same file where the file system can do that."""
         final = self.folder / f"{MODEL}{self.suffix}"
-        partial_name = final.with_name(f".{final.name}.partial")
         try:
-            partial_name.unlink(missing_ok=True)
-            try:
-                os.link(source, partial_name)
-            except OSError:
-                shutil.copyfile(source, partial_name)
-                sync(partial_name)
-            os.replace(partial_name, final)
+            with replacing(final) as partial_name:
+                partial_name.unlink()
+                try:
+                    os.link(source, partial_name)
+                except OSError:
+                    shutil.copyfile(source, partial_name)
         except OSError as error:
             self._problems.append(f"the best weights are in {str(source)!r} only: {error}")
-            with suppress(OSError):
-                partial_name.unlink(missing_ok=True)
 
 
 def _of(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

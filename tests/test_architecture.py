@@ -36,6 +36,7 @@ LAYERS = [
     {"commit", "retention"},
     {
         "blame",
+        "modes",
         "habits",
         "compose",
         "batch",

@@ -39,6 +39,7 @@ def whole_of(trainer: Any, contents: Contents) -> None:
     contents.documents[STATE] = {
         "seed": trainer.seed,
         "position": trainer._position(),
+        "modes": trainer._modes.chosen(trainer.model),
         "stack": trainer.state_dict(),
         "optimizer": None if spread or engine else _optimizer(trainer).state_dict(),
         "scheduler": _scheduler_state(trainer.scheduler),
@@ -87,6 +88,8 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
     path, state = checkpoint.path, _document(checkpoint, STATE)
     try:
         _put_parts(trainer, checkpoint, state)
+        if trainer.mode == "train" and "modes" in state:
+            trainer._modes.choose(trainer.model, state["modes"])
         own, streams = _parts_for(trainer._processes, checkpoint)
         trainer.seed = state["seed"]
         _put_stack(trainer, state["stack"])

@@ -64,7 +64,9 @@ class Evaluating(Placing):
             self._watch = Agreement(self._processes, 0)
             self._processes.same_buffers(self.model)  # one model is evaluated, and kept if it is the best
         if training:
-            self.model.train()
+            self._modes.train(self.model)
+            for sentence in self._modes.news(self.model) if self._processes.first else ():
+                warn(sentence)
             set_streams(self.device, self.seed, "train", epoch)
         return nullcontext() if training else evaluation(self.model, self.device, self.seed, epoch)
 

@@ -15,6 +15,7 @@ from .agreement import refuse_different
 from .device import Device, make_accelerator
 from .layout import Layout
 from .metrics import Measures
+from .modes import Modes
 from .processes import Processes, is_sharded
 from .records import Records
 from .shards import check_divides
@@ -44,6 +45,7 @@ class Placing(Records):
         here = (self._processes.count, self._processes.index)
         self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, self._split_batches)
         self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}
+        self._modes = Modes()
         self._start_logs()
         self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)
 

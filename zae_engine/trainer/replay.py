@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import checks
 from .batch import leaves, map_nest, place
 from .cutting import Marks, count_samples, slices
+from .modes import Modes
 from .seeding import set_streams
 from .window import Micro, Window
 
@@ -27,7 +28,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, tor
 _FLOOR = {torch.float64: 1e-4}
 COARSE_FLOOR = 0.1
 # What Trainer sets and no step looks at; a prepared model cannot always be copied.
-_LEFT_OUT = ("_prepared", "_forward", "_evaluator", "_unproven", "weight_buffer")
+_LEFT_OUT = ("_prepared", "_forward", "_evaluator", "_unproven", "_modes", "weight_buffer")
 
 
 class CannotRunError(RuntimeError):
@@ -64,6 +65,7 @@ class Replay:
         self._probe = _copied(trainer, dtype)
         self._probe.mode, self._probe.device = "train", CPU
         self._model: nn.Module = self._probe.model
+        self._modes, self._still = Modes(), trainer._modes.chosen(trainer.model)
         self._parameters = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
         self._before = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
         self.error: Exception | None = None
@@ -77,7 +79,11 @@ class Replay:
     @property
     def norms(self) -> list[str]:
         """The names of the layers whose statistics are those of the batch."""
-        return [n for n, m in self._model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        return [
+            name
+            for name, module in self._model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase) and name not in self._still
+        ]
 
     def samples(self, batch: Any) -> int:
         """How many samples a batch has."""
@@ -161,7 +167,7 @@ class Replay:
 
     def _reset(self, frozen: bool) -> None:
         """Begin as the trainer would: in training, with the buffers as they were."""
-        self._model.train()
+        self._modes.choose(self._model, self._still)
         for name, buffer in self._before.items():
             owner, _, leaf = name.rpartition(".")
             setattr(self._model.get_submodule(owner), leaf, buffer.clone())

@@ -309,8 +309,8 @@ class Trainer(Pacing):
             batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
         window = (self._plans.get(self.mode) or self._plan(None)).window(batch)
         if training:
-            if not self.model.training:
-                self.model.train()
+            if self.model.training is not self._modes.root:  # put into eval() meanwhile, to sample from it, say
+                self._modes.train(self.model)
             self.optimize(window)
             if self.scheduler_step_on_batch and window.stepped and self.scheduler is not None:
                 self.scheduler.step()

@@ -177,7 +177,7 @@ def _outcome(trainer: Any) -> dict[str, Any]:
     return {
         "model": state,
         "buffers": {name: buffer for name, buffer in model.named_buffers() if name not in state},
-        "training": model.training,
+        "modes": {name: module.training for name, module in model.named_modules()},
         "parts": {name: part.state_dict() for name, part in _parts(trainer).items()},
         "generators": [generator.get_state() for generator in _generators(trainer)],
         "trainer": trainer.state_dict(),
@@ -192,7 +192,8 @@ def _put_back(trainer: Any, outcome: dict[str, Any]) -> None:
     trainer.model.load_state_dict(outcome["model"])
     for name, value in outcome["buffers"].items():
         trainer.model.get_buffer(name).data = value
-    trainer.model.train(outcome["training"])
+    for name, training in outcome["modes"].items():
+        trainer.model.get_submodule(name).training = training
     for name, part in _parts(trainer).items():
         part.load_state_dict(outcome["parts"][name])
     for generator, state in zip(_generators(trainer), outcome["generators"], strict=True):

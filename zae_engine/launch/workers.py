@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from .environment import LaunchError
+from .kin import end_with_parent
 
 V = TypeVar("V")
 
@@ -234,6 +235,8 @@ def _work(
 ) -> None:
     import torch
 
+    if (session := multiprocessing.parent_process()) is not None and session.pid is not None:
+        end_with_parent(session.pid)
     gc.freeze()  # what the session left to be collected has threads and processes that are not here
     output.take()
     os.environ.update({**environ, "RANK": str(index), "LOCAL_RANK": str(index)})

@@ -17,6 +17,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from ..launch import environment
 from ..launch.environment import World
 from ..launch.forking import guard_forks
+from ..launch.kin import end_with_launcher
 from ..launch.rendezvous import with_fresh_store
 from .blame import warn
 from .checks import check_number
@@ -81,6 +82,7 @@ def make_accelerator(
 
 def _enter(wanted: torch.device | None, on_cpu: bool) -> World:
     """Take the launcher's word, and refuse what cannot follow from it; nothing is started yet."""
+    end_with_launcher(os.environ)
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     world = environment.enter(os.environ, 0 if on_cpu else len(available_devices()) - 1, grouped)
     kind, index = (None, None) if wanted is None else (wanted.type, wanted.index)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..launch.kin import walk
 from .batch import fingerprint
 from .cutting import Marks, count_samples, cut, slices
 from .layout import Layout, Share, Start, ids_hash, nothing
@@ -114,12 +115,12 @@ class BatchPlan:
         start = start or self.start
         seeded = self._seeded and not draws_nothing(loader.dataset)
         if not self._watches(loader, start) and not seeded and layout.loader_batches == 1:
-            yield from loader
+            yield from walk(loader)
             return
         like, shares = shared_copy(loader, seeded)
         fresh = loader.persistent_workers and vars(like).get("_iterator") is None and not self._first_epoch
         queue = shares.begin(layout, self._processes, start, self._key, _rewind(loader) if fresh else nothing)
-        for batch in like:
+        for batch in walk(like):
             share = queue.popleft()
             self._ids = share.ids
             self._share = share if self._processes is not None and layout is self.layout else None
@@ -267,7 +268,7 @@ def _with_own_streams(loader: Iterable[Any]) -> Iterator[Any]:
     """Walk with random streams of the loader's own, so that what it draws does not depend on the steps between."""
     streams, missing = OwnStreams(draw_seed()), object()
     with streams:
-        batches = iter(loader)
+        batches = walk(loader)
     while True:
         with streams:
             batch = next(batches, missing)

@@ -1,10 +1,12 @@
 """What the check finds in faulty files, and that it is silent on sound ones."""
 
+import os
+
 import pytest
 import yaml
 
 from zae_engine.launch.check import check_config
-from zae_engine.launch.document import ConfigError
+from zae_engine.launch.document import ConfigError, read_document
 from zae_engine.launch.machine import Machine
 from zae_engine.launch.schema import read_schema
 
@@ -208,3 +210,40 @@ def test_accelerate_really_passes_them_over(tmp_path, key):
     path.write_text(BASE + yaml.safe_dump({key: value}), encoding="utf-8")
     args = launch_command_parser().parse_args(["--config_file", str(path), "--num_cpu_threads_per_process=1", "x.py"])
     assert getattr(_validate_launch_command(args)[0], key) != value
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+ENDLESS = {
+    "a list in itself": ("debug: &a [*a]\n", "holds itself"),
+    "a section in itself": ("fsdp_config: &a\n  fsdp_version: *a\n", "holds itself"),
+    "the whole in itself": ("&a\nfsdp_config:\n  inner: *a\n", "holds itself"),
+    "two in each other": ("a: &a [&b [*a], *b]\n", "holds itself"),
+    "a bomb": (BOMB, "holds more than 10,000 values"),
+    "merged with itself": ("fsdp_config: &a\n  <<: *a\n", "holds itself"),
+    "deep": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "fairly deep": ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
+    "large": ("# " + "x" * (1 << 18), "cannot be read"),
+    "no time": ("a: !!timestamp tomorrow\n", "no YAML"),
+    "no number": ("a: !!float ''\n", "no YAML"),
+    "no truth": ("a: !!bool perhaps\n", "no YAML"),
+    "a long number": ("num_processes: " + "9" * 5000, "no YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), ENDLESS.values(), ids=ENDLESS)
+def test_what_has_no_end_or_no_sense_is_refused_in_a_sentence(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_document(tmp_path / "c.yaml")
+
+
+def test_anchors_may_be_used(tmp_path):
+    (tmp_path / "c.yaml").write_text(FSDP + "  backward_prefetch: &a NO_PREFETCH\nx: *a\ny: {<<: {z: 1}}\n")
+    document = read_document(tmp_path / "c.yaml")
+    assert (document.values["x"], document.values["y"]) == ("NO_PREFETCH", {"z": 1})
+
+
+def test_a_pipe_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="no configuration"):
+        read_document(tmp_path / "c.yaml")

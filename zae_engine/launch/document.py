@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 import yaml
 
+from ..files import read_bytes
+
+_LARGEST = 1 << 18  # bytes; parsing takes 10 s a megabyte
+_DEEPEST, _MOST = 50, 10_000
 Level = Literal["error", "warning"]
 
 
@@ -95,8 +99,15 @@ def read_document(path: str | Path) -> Document:
     """
     text = _read_text(Path(path))
     try:
-        root, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # TypeError: a list or a mapping as a key
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if problem := _without_end(root):
+            raise _refused(path, problem, "write plain 'key: value' lines")
+        values = yaml.safe_load(text)
+    except RecursionError:
+        raise _refused(path, "it is nested too deeply", "write plain 'key: value' lines") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # a list as a key is a TypeError, a wrong tag anything from KeyError to IndexError
         raise _unreadable(path, error) from error
     if root is None:
         raise _refused(path, "the file is empty", "write at least distributed_type and num_processes")
@@ -118,18 +129,41 @@ def near(word: object, names: Iterable[str]) -> str | None:
 def _read_text(path: Path) -> str:
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_bytes(path, _LARGEST, follow=True).decode("utf-8")
         except UnicodeDecodeError as error:
             raise _refused(path, "the file is not UTF-8 text", "give a YAML file") from error
+        except OSError as error:
+            raise _refused(path, f"it cannot be read: {error.strerror}", "give a YAML file") from error
     there = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     meant = near(path.name, there)
     hint = f"did you mean {str(path.parent / meant)!r}?" if meant else "give the path of a YAML file"
     raise ConfigError(f"there is no configuration {str(path)!r}; {hint}")
 
 
+def _without_end(root: yaml.Node | None) -> str:
+    """What is wrong with how a document's parts hold each other; "" for a usual one.
+
+    An anchor's alias is the same node again: one may hold itself, and ten of ten of ten hold a billion.
+    """
+    count, above, rest = 0, list[int](), [(root, 0)]
+    while rest:
+        node, depth = rest.pop()
+        del above[depth:]
+        if id(node) in above:
+            return "it holds itself"
+        count += 1
+        if depth > _DEEPEST or count > _MOST:
+            return "it is nested too deeply" if depth > _DEEPEST else f"it holds more than {_MOST:,} values"
+        if isinstance(node, yaml.CollectionNode):
+            above.append(id(node))
+            pairs = [pair if isinstance(pair, tuple) else (pair,) for pair in node.value]
+            rest += [(inner, depth + 1) for pair in pairs for inner in pair]
+    return ""
+
+
 def _unreadable(path: str | Path, error: Exception) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
+    problem = getattr(error, "problem", None) or str(error) or type(error).__name__
     line = mark.line + 1 if mark else 1
     return _refused(path, f"this is no YAML ({problem})", "write 'key: value' lines, indented by spaces", line)
 

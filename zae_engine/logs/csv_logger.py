@@ -74,7 +74,7 @@ class CSVLogger(Logger):
         """Write what waits, to the disk; all of it or nothing."""
         if not self._waiting:
             return
-        names = dict.fromkeys(spreadsheet_text(name) for record in self._waiting for name in record.values)
+        names = dict.fromkeys(_column(name) for record in self._waiting for name in record.values)
         columns = list(dict.fromkeys((*self._columns, *(() if self._columns else _FIRST), *names)))
         if columns != self._columns:
             _write_anew(self.client, columns)
@@ -88,8 +88,13 @@ class CSVLogger(Logger):
 
 
 def _row(record: Record) -> dict[str, Any]:
-    values = {spreadsheet_text(name): value for name, value in record.values.items()}
+    values = {_column(name): value for name, value in record.values.items()}
     return {**values, "step": record.step, "time": record.time}
+
+
+def _column(name: str) -> str:
+    """A value's column; one that is called as a column of the record itself is kept apart from it."""
+    return f"{name} (value)" if name in _FIRST else spreadsheet_text(name)
 
 
 def _append(path: Path, columns: list[str], records: Iterable[Record]) -> None:

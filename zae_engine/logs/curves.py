@@ -85,13 +85,16 @@ def figure_of(
 def steps_of(run: Run) -> dict[str, tuple[Any, Any]]:
     """What a run has of each step, and what the points have of others: the learning rate, and means since the last."""
     steps: dict[str, tuple[Any, Any]] = {name: (series.step, series.value) for name, series in run.steps.items()}
-    means = [{"step": point["step"], **(point.get("train") or {}), "lr": point.get("lr")} for point in run.points]
+    means = [(point["step"], {**(point.get("train") or {}), "lr": point.get("lr")}) for point in run.points]
     if means:
-        means += [{"step": row.get("step"), "lr": row.get("lr")} for row in run.rows]
-    for name in dict.fromkeys(name for mean in means for name in mean if name != "step" and name not in steps):
-        known = {mean["step"]: float(mean[name]) for mean in means if mean.get(name) is not None and mean["step"]}
-        steps[name] = (sorted(known), [known[step] for step in sorted(known)])
-    return steps
+        steps.pop("lr", None)  # a value of that name has its mean in the rows; this is the optimizer's
+        means += [(row.get("step"), {"lr": row.get("lr")}) for row in run.rows]
+    found = dict[str, dict[int, float]]()
+    for step, mean in means:
+        for name, value in mean.items() if step else ():
+            if value is not None and name not in steps:
+                found.setdefault(name, {})[step] = float(value)
+    return steps | {name: (sorted(known), [known[step] for step in sorted(known)]) for name, known in found.items()}
 
 
 def resumes_of(run: Run) -> list[int]:

@@ -21,20 +21,36 @@ from typing import Any
 from ..files import appending, encoded, lines_of, parse_json, write_all
 
 Line = dict[str, Any]
+_OWN = ("kind", "step", "epoch", "time")  # what a line of one step says itself
 
 
 def read_history(path: str | os.PathLike[str]) -> list[Line]:
     """Read the lines that hold: of every step one, of kind ``step``, whatever happened in between.
+
+    A value that is called as one of the line's own keys (``kind``, ``step``, ``epoch``, ``time``) is there as
+    ``train_kind``, as its mean is in the rows.
 
     Parameters
     ----------
     path : path-like
         A run folder, or its ``history.jsonl``. No file has no lines; a line that a crash has cut is passed over.
     """
+    return [_flat(line) for line in read_lines(path)]
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[Line]:
+    """As `read_history`, but the values of a step are apart from its line's own keys, as ``values``."""
     lines = list[Line]()
     for line in held([line for text in _texts(Path(path)) if (line := parsed(text)) is not None]):
         lines += one_each(line) if line.get("kind") == "steps" else [line]
     return lines
+
+
+def _flat(line: Line) -> Line:
+    if line.get("kind") != "step" or not isinstance(values := line.get("values"), dict):
+        return line
+    own = {key: value for key, value in line.items() if key != "values"}
+    return own | {f"train_{key}" if key in _OWN else key: value for key, value in values.items()}
 
 
 def held(lines: Sequence[Line]) -> list[Line]:
@@ -47,11 +63,15 @@ def held(lines: Sequence[Line]) -> list[Line]:
 
 
 def one_each(line: Line) -> Iterator[Line]:
-    """A line of kind ``steps`` as one of kind ``step`` for each of them, with the values that the step has."""
-    values, first = line.get("values") or {}, line.get("first", 1)
-    for place in range(max(map(len, values.values()), default=0)):
-        own = {key: column[place] for key, column in values.items() if column[place] is not None}
-        yield {"kind": "step", "step": first + place, "epoch": line.get("epoch"), **own}
+    """A line of kind ``steps`` as one of kind ``step`` for each of them, with the ``values`` that the step has."""
+    values, first = line.get("values"), line.get("first", 1)
+    if not isinstance(values, dict) or type(first) is not int:
+        return
+    columns = {key: column for key, column in values.items() if isinstance(column, list)}
+    for place in range(max(map(len, columns.values()), default=0)):
+        there = {key: column[place] for key, column in columns.items() if place < len(column)}
+        own = {key: value for key, value in there.items() if value is not None}
+        yield {"kind": "step", "step": first + place, "epoch": line.get("epoch"), "values": own}
 
 
 def _texts(path: Path) -> Iterable[bytes]:

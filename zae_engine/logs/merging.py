@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +12,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files import LONGEST, open_plain
-from .history_file import Line, parsed, read_history
+from .history_file import Line, parsed, read_lines
 from .logger import Record
+from .outcome import number
 
 _PLACES = ("epoch", "step", "lr", "seconds", "saving", "number", "kind")
+_LARGEST = 1 << 53
 _STEPS, _ATTEMPT = b'{"kind": "steps"', b'{"kind": "attempt"'
 
 
@@ -40,15 +43,19 @@ class Merger:
     def add(self, line: Line) -> Record | None:
         """Take a line; return the record that it shows to be whole."""
         kind = line.get("kind")
-        self._time = float(line.get("time") or self._time)
+        if kind != "step":  # which has no time of its own
+            self._time = number(line.get("time")) or self._time
         if kind == "end":
             return self._end(line.get("status", "done"))
         if kind == "checkpoint":
             self._saved |= self._open is not None and self._open.step == line.get("step")
         if kind not in ("point", "row") and not (kind == "step" and self._every_step):
             return None
+        step = line.get("step")
+        if type(step) is not int or not 0 <= step < _LARGEST:
+            return None  # nobody can tell where it belongs
         values = {"point": self._of_point, "row": self._of_row}.get(kind, self._of_step)(line)
-        return self._put(int(line["step"]), values, 0.0 if kind == "step" else self._time, kind == "row")
+        return self._put(step, values, 0.0 if kind == "step" else self._time, kind == "row")
 
     def _put(self, step: int, values: dict[str, float], time: float, is_row: bool) -> Record | None:
         if self._open is not None and self._open.step == step:
@@ -67,22 +74,23 @@ class Merger:
         return whole
 
     def _of_step(self, line: Line) -> dict[str, float]:
-        return self._trained({key: value for key, value in line.items() if key not in _PLACES})
+        apart = line.get("values")  # before, they were among the line's own keys
+        return self._trained(apart if isinstance(apart, dict) else {k: v for k, v in line.items() if k not in _PLACES})
 
     def _trained(self, means: dict[str, Any]) -> dict[str, float]:
         self._of_steps |= means.keys()
         return {f"train/{key}": value for key, value in _numbers(means).items()}
 
     def _of_point(self, line: Line) -> dict[str, float]:
-        values = {} if self._every_step else self._trained(line.get("train") or {})
-        seconds = line.get("seconds") or {}
-        if whole := float(seconds.get("all") or 0.0):
-            values["samples/s"] = float(line.get("samples") or 0) / whole
-            values["waiting for data"] = float(seconds.get("data") or 0.0) / whole
-        return {"epoch": float(line["epoch"]), "lr": float(line["lr"]), **values}
+        values = {} if self._every_step else self._trained(_table(line.get("train")))
+        seconds = _table(line.get("seconds"))
+        if (whole := number(seconds.get("all"))) > 0:
+            values["samples/s"] = number(line.get("samples")) / whole
+            values["waiting for data"] = number(seconds.get("data")) / whole
+        return {"epoch": number(line.get("epoch")), "lr": number(line.get("lr")), **values}
 
     def _of_row(self, line: Line) -> dict[str, float]:
-        values = {"epoch": float(line["epoch"]), "lr": float(line.get("lr") or 0.0)}
+        values = {"epoch": number(line.get("epoch")), "lr": number(line.get("lr"))}
         for name, value in _numbers({k: v for k, v in line.items() if k not in _PLACES}).items():
             split, _, key = name.partition("_")
             if split == "train":
@@ -93,8 +101,22 @@ class Merger:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """As floats; "nan" and "inf" are how the file has what JSON lacks."""
-    return {key: float(value) for key, value in values.items() if value is not None}
+    """As floats; "nan" and "inf" are how the file has what JSON lacks. What is no number is left out."""
+    found = {key: _float(value) for key, value in values.items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _float(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 class Tail:
@@ -165,10 +187,10 @@ def _ranges(lines: Iterator[Line | None]) -> list[range]:
         if line is not None and line.get("kind") == "attempt":
             attempts.append((count, line.get("after")))
     holds, last = list[range](), count
-    for number, after in reversed(attempts):
-        if number <= last:
-            holds.append(range(number, last + 1))
-            last = after if isinstance(after, int) and 0 <= after < number else number - 1
+    for place, after in reversed(attempts):
+        if place <= last:
+            holds.append(range(place, last + 1))
+            last = after if isinstance(after, int) and 0 <= after < place else place - 1
     return [range(1, last + 1), *reversed(holds)]
 
 
@@ -185,9 +207,14 @@ def records_of(path: Path, every_step: bool = False) -> list[Record]:
     if not every_step:  # then the steps, most of the file, need not be read
         tail = Tail(path)
         return [*tail.read(), *tail.rest()]
-    merger, lines = Merger(every_step), read_history(path)
+    merger, lines = Merger(every_step), read_lines(path)
     records = [record for line in (*lines, {"kind": "end"}) if (record := merger.add(line)) is not None]
-    return _timed(records, [line for line in lines if line.get("time") and "step" in line])
+    marks = [line for line in lines if line.get("kind") != "step" and _are_numbers(line.get("time"), line.get("step"))]
+    return _timed(records, marks)
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(type(value) in (int, float) and abs(value) < _LARGEST for value in values)
 
 
 def _timed(records: list[Record], marks: list[Line]) -> list[Record]:
@@ -200,4 +227,5 @@ def _timed(records: list[Record], marks: list[Line]) -> list[Record]:
 
 def resumes_in(path: Path) -> list[int]:
     """The steps after which a run was gone on with, as its ``history.jsonl`` has it; the steps' values go unread."""
-    return [int(line["step"]) for line in Tail(path).lines() if line.get("kind") == "attempt" and line.get("after")]
+    attempts = [line for line in Tail(path).lines() if line.get("kind") == "attempt" and line.get("after")]
+    return [step for line in attempts if type(step := line.get("step")) is int]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from collections import UserDict
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
@@ -125,6 +126,14 @@ def is_scalar(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.ndim == 0 and not value.is_complex()
     return isinstance(value, (Real, np.bool_))
+
+
+def as_float(value: Any) -> float:
+    """One number as a float; an integer that is too large for that is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def to_cpu(value: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..files import replacing, spreadsheet_text
 from ..logs.curves import figure_of
-from .batch import is_scalar
+from .batch import as_float, is_scalar
 
 Row = dict[str, float | int | None]
 Sums = dict[str, tuple[float, float]]
@@ -199,7 +199,7 @@ class EpochLog(UserDict[str, list[Any]]):
         for key, (series, kind) in scalars.items():
             self._series[key] = series
             if number := next((n for n in _NUMBERS if n.__name__ == kind), None):
-                self._lists[key] = [number(v) for v in series.values]
+                self._lists[key] = [number(v) if math.isfinite(v) else v for v in series.values]
             else:
                 dtype = getattr(torch, kind.removeprefix("torch."))
                 self._lists[key] = list(torch.tensor(series.values, dtype=torch.float64).to(dtype).unbind())
@@ -283,7 +283,10 @@ def read(values: list[Any]) -> list[float]:
         stacked = torch.stack([values[i].reshape(()) for i in indices])
         for i, number in zip(indices, stacked.tolist(), strict=True):
             numbers[i] = number
-    return [float(number) for number in numbers]  # of a tensor on the CPU this is the quickest way to read it
+    try:
+        return [float(number) for number in numbers]  # of a tensor on the CPU this is the quickest way to read it
+    except OverflowError:  # of an integer
+        return [as_float(number) for number in numbers]
 
 
 def to_host(values: list[Any]) -> list[Any]:
@@ -364,11 +367,10 @@ class History(Sequence[Row]):
         """Write the rows as CSV, with a header."""
         if not self.writes:
             return
-        names = {name: spreadsheet_text(name) for name in self.columns}
         with replacing(path, sync=False) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(names.values())
-            writer.writerows([[row.get(name) for name in names] for row in self.rows])
+            writer.writerow(map(spreadsheet_text, names := self.columns))
+            writer.writerows([row.get(name) for name in names] for row in self.rows)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw losses, metrics and learning rate over the steps, with marks where the run went on.

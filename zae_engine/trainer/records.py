@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
 from . import checks
-from .batch import is_scalar
+from .batch import as_float, is_scalar
 from .blame import warn
 from .compose import Seams
 from .history import EpochLog, History, Row
@@ -152,7 +152,7 @@ class Records(Seams):
                     f"metric {key}",
                     f"metric_on_epoch_end returned {key!r} of type {kind}, which is left out; return numbers",
                 )
-        return {str(key): float(value) for key, value in metrics.items() if _is_number(value)}
+        return {str(key): as_float(value) for key, value in metrics.items() if _is_number(value)}
 
     def _not_finite(self, key: str, step: int, value: float) -> None:
         training_loss = self.mode == "train" and key == "loss"

@@ -18,6 +18,7 @@ from ..launch import environment
 from ..launch.environment import World
 from ..launch.forking import guard_forks
 from ..launch.kin import end_with_launcher
+from ..launch.meeting import meeting
 from ..launch.rendezvous import with_fresh_store
 from .blame import warn
 from .checks import check_number
@@ -59,7 +60,7 @@ def make_accelerator(
     precision = resolve_precision(mixed_precision, wanted or default_device())
     _make_room(wanted, precision)
     fresh = not AcceleratorState._shared_state
-    with _chosen(wanted if world.size == 1 else None):
+    with meeting(world, os.environ), _chosen(wanted if world.size == 1 else None):
         accelerator = Accelerator(
             cpu=on_cpu and (wanted is not None or world.size > 1),
             mixed_precision=precision if fresh else None,

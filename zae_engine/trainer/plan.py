@@ -107,8 +107,8 @@ class BatchPlan:
                 self.start.began = None
                 yield from self._whole(self._by_ids(loader, _ALONE, first))
         elif loader is not None:
-            walk = iter(loader) if isinstance(loader, (list, tuple)) else _with_own_streams(loader)
-            yield from islice(self._whole(walk), self.start.batch, None)
+            batches = iter(loader) if isinstance(loader, (list, tuple)) else _with_own_streams(loader)
+            yield from islice(self._whole(batches), self.start.batch, None)
 
     def _by_ids(self, loader: DataLoader[Any], layout: Layout, start: Start | None = None) -> Iterator[Any]:
         """Of a loader that knows its samples, each process loads its own."""

@@ -1,0 +1,48 @@
+"""Processes of which some never come."""
+
+import sys
+import time
+
+import pytest
+
+from tests.launch.processes import clean, finish, free_port, kill, start
+
+SCRIPT = """
+import sys, warnings
+from datetime import timedelta
+from accelerate.utils import InitProcessGroupKwargs
+from zae_engine.launch import meeting
+from zae_engine.trainer.device import make_accelerator
+
+warnings.simplefilter("ignore")
+meeting.SLOW = float(sys.argv[1])
+make_accelerator("cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=float(sys.argv[2])))])
+"""
+
+
+def alone(rank, slow, limit, **more):
+    """One process that believes to be one of several."""
+    world = {"WORLD_SIZE": 7, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 7, "MASTER_ADDR": "127.0.0.1"}
+    env = clean(MASTER_PORT=free_port(), **world, **more)
+    return start([sys.executable, "-c", SCRIPT, str(slow), str(limit)], env)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_whoever_waits_says_for_whom_and_what_to_unset(rank):
+    process = alone(rank, 0.5, 1000)
+    begin = time.monotonic()
+    try:
+        said = process.stderr.readline()
+    finally:
+        kill(process)
+    assert time.monotonic() - begin < 60
+    others = "1, 2, 3, 4 and 2 more" if rank == 0 else "0, 1, 3, 4 and 2 more"
+    assert said.startswith(f"zae-engine: for 0.5 s, process {rank} of 7 has waited for processes {others} at 127.0.0.1:")
+    assert "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT LOCAL_WORLD_SIZE\n" in said
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_end_of_the_wait_is_explained(rank):
+    ((code, _, said),) = finish(alone(rank, 100, 2), timeout=60)
+    assert code == 1
+    assert f"LaunchError: the processes have not met: process {rank} of 7 has waited" in said

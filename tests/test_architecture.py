@@ -43,6 +43,7 @@ LAYERS = [
         "rendezvous",
         "forking",
         "kin",
+        "meeting",
         "launch",
     },
     {"commit", "retention"},

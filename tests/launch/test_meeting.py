@@ -37,7 +37,8 @@ def test_whoever_waits_says_for_whom_and_what_to_unset(rank):
         kill(process)
     assert time.monotonic() - begin < 60
     others = "1, 2, 3, 4 and 2 more" if rank == 0 else "0, 1, 3, 4 and 2 more"
-    assert said.startswith(f"zae-engine: for 0.5 s, process {rank} of 7 has waited for processes {others} at 127.0.0.1:")
+    begins = f"zae-engine: for 0.5 s, process {rank} of 7 has waited for processes {others} at 127.0.0.1:"
+    assert said.startswith(begins)
     assert "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT LOCAL_WORLD_SIZE\n" in said
 
 

@@ -29,6 +29,8 @@ LAYERS = [
     {"history_file", "logger", "network", "wandb_file", "streams"},
     {"outcome", "panels"},
     {"reading", "registry", "cursor"},
+    {"origins"},
+    {"wandb_origins"},
     {"merging", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},
     {"csv_logger", "tracker_logger", "summary", "picture", "curves", "figures", "facts"},
     {"feed", "export", "report", "runs", "logs"},

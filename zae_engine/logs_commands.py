@@ -68,14 +68,21 @@ def runs(
 def sync(
     path: Annotated[Path, typer.Argument(help="A run folder.")],
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Of loggers; all by default.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the one NAME, over what the folder says."),
+    ] = None,
 ) -> None:
-    """Deliver to a run's loggers what they have missed, each record once. Exits with 1 when one could not take it."""
+    """Deliver to a run's loggers what they have missed, each record once. Exits with 1 when one could not take it.
+
+    Addresses, and paths outside of it, are not taken from the folder: the environment or --set has to name them.
+    """
     from .logs.export import SyncError
     from .logs.export import sync as deliver
 
     with _told():
         try:
-            typer.echo("\n".join(deliver(path, names or ())))
+            typer.echo("\n".join(deliver(path, names or (), settings=dict(map(_setting, settings or ())))))
         except SyncError as error:
             typer.echo(f"zae: {error}", err=True)
             raise typer.Exit(1) from error

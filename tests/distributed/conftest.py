@@ -31,7 +31,7 @@ def start(processes: int, *arguments: str, **settings) -> subprocess.CompletedPr
     command = [sys.executable, *(STARTERS[processes] if processes > 1 else []), *arguments]
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "RANK", "WORLD", "MASTER"))}
     environment = {**outside, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    return run_in_time(command, env=environment, **{"cwd": ROOT, "timeout": 280} | settings)
+    return run_in_time(command, **{"env": environment, "cwd": ROOT, "timeout": 280} | settings)
 
 
 def wanted(processes: int, name: str) -> bool:

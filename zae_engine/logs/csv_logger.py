@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TextIO
 
 from ..files import appending, cut, encoded, open_plain, replacing, spreadsheet_text, write_all
 from .logger import Logger, Record, RunInfo
+from .origins import is_inside, is_named, refuse_elsewhere
 from .registry import check_settings
 
 _FIRST = ("step", "time")
@@ -37,6 +38,7 @@ class CSVLogger(Logger):
 
     name: ClassVar[str] = "csv"
     client: Path
+    paths = frozenset({"path"})
 
     def check(self) -> None:
         """Refuse settings that there are not, and a path that is none."""
@@ -49,12 +51,14 @@ class CSVLogger(Logger):
         """Open the file; its id is its path, relative to the run folder where it is inside."""
         own = os.path.abspath(self.settings.get("path", info.folder / "metrics.csv"))
         self.client = path = info.folder / (info.id or own)
+        if info.id is not None and not is_inside(path, info.folder) and not is_named(self.settings.get("path"), path):
+            refuse_elsewhere(type(self), info.id, path, "path")
         path.parent.mkdir(parents=True, exist_ok=True)
         if info.id is None:
             _keep_aside(path)
-        else:
+        self._columns = _header(path)  # first, since what is no file of ours is not cut
+        if info.id is not None:
             _drop_cut_line(path)
-        self._columns = _header(path)
         self._waiting: list[Record] = []
         self._last = _last_step(path) if self._columns else 0
         return str(path.relative_to(info.folder)) if path.is_relative_to(info.folder) else str(path)

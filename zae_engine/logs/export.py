@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..files import NotPlainError, check_plain, folder_in, read_json
 from .cursor import Cursor, cursors_in
 from .logger import Logger, Record, RunInfo
 from .merging import records_of
+from .origins import ForeignError, check_places, vetted
 from .outcome import is_held
 from .reading import HISTORY, RunFolderError, is_run, read_run
 from .registry import logger_class, require
@@ -26,7 +28,12 @@ class SyncError(Exception):
     """What a logger raised while it was given records; what it has taken by then is noted."""
 
 
-def sync(folder: Path, only: Iterable[str] = (), make: Callable[[Cursor], Logger] | None = None) -> list[str]:
+def sync(
+    folder: Path,
+    only: Iterable[str] = (),
+    make: Callable[[Cursor], Logger] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Deliver to the loggers of a run what they have missed, each record once; return a sentence for each logger.
 
     Parameters
@@ -36,8 +43,10 @@ def sync(folder: Path, only: Iterable[str] = (), make: Callable[[Cursor], Logger
     only : iterable of str
         Names of loggers; none means all that the run has had.
     make : callable, optional
-        Makes the logger of a cursor; by default from the settings that are noted there, and without secrets, which the
-        client then takes from where it usually finds them.
+        Makes the logger of a cursor; by default from the settings that are noted there, as far as they are no address
+        or path outside of the folder, and without secrets, which the client takes from where it usually finds them.
+    settings : mapping, optional
+        The user's own, over the noted ones; for one logger.
 
     Raises
     ------
@@ -47,13 +56,19 @@ def sync(folder: Path, only: Iterable[str] = (), make: Callable[[Cursor], Logger
         When one could not take it; the others have been served.
     """
     cursors = _wanted(_run(folder), list(only))
+    if settings and len(cursors) > 1:
+        names = ", ".join(cursor.logger for cursor in cursors)
+        raise RunFolderError(f"settings are for one logger, and {str(folder)!r} has {names}; name one of them")
     if is_held(folder):
         raise RunFolderError(f"{str(folder)!r} is of a run that goes on; its loggers get what is missing from it")
     run, said, failed = _Whole(folder), list[str](), list[str]()
+    make = make or partial(_from_settings, folder=folder, own=settings)
     with RunLock(folder):
         for cursor in cursors:
             try:
-                said.append(_sync_one(run, cursor, make or _from_settings))
+                said.append(_sync_one(run, cursor, make))
+            except ForeignError as error:
+                failed.append(str(error))
             except (Exception, SystemExit) as error:  # a client may even exit
                 failed.append(f"{cursor.logger} could not take it: {type(error).__name__}: {error}")
     if failed:
@@ -89,6 +104,7 @@ def export(
     logger = kind(settings)
     logger.check()
     run, where = _Whole(_run(folder), every_step), out or folder / "export"
+    check_places(kind, where)
     if not run.records:
         raise RunFolderError(f"{str(folder)!r} has no record of any step yet, so there is nothing to export")
     if out is None:
@@ -144,10 +160,10 @@ def _wanted(folder: Path, only: list[str]) -> list[Cursor]:
     return [cursor for cursor in cursors if not only or cursor.logger in only]
 
 
-def _from_settings(cursor: Cursor) -> Logger:
+def _from_settings(cursor: Cursor, folder: Path, own: Mapping[str, Any] | None) -> Logger:
     kind = logger_class(cursor.logger)
     require(kind)
-    logger = kind(cursor.settings)
+    logger = kind(vetted(kind, cursor, folder, own))
     logger.check()
     return logger
 

@@ -75,12 +75,28 @@ class Logger:
         The optional dependency of this package that installs it; empty when nothing has to be installed.
     client : Any
         The real client's run, once started, for whoever wants to call it directly.
+    labels : frozenset of str
+        Settings that are mere names and numbers. A run folder, which may be a stranger's, may say these; any other only
+        if the user names it, too.
+    paths : frozenset of str
+        Settings that are paths or addresses; one that is inside the run folder needs no other word.
+    variables : mapping
+        The environment variables by which a user names such a setting.
+    nested : frozenset of str
+        Settings that are looked at one by one, as ``settings.base_url``.
+    places : tuple of str
+        What it writes in the run folder, as patterns.
     """
 
     name: ClassVar[str]
     module: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     client: Any = None
+    labels: ClassVar[frozenset[str]] = frozenset()
+    paths: ClassVar[frozenset[str]] = frozenset()
+    variables: ClassVar[Mapping[str, str]] = {}
+    nested: ClassVar[frozenset[str]] = frozenset()
+    places: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, settings: Mapping[str, Any] | None = None, open_client: Callable[[dict[str, Any]], Any] | None = None
@@ -93,6 +109,16 @@ class Logger:
         """Have a sentence shown to the user, by the training's own thread; the same one is shown once."""
         if text not in self.notices:
             self.notices.append(text)
+
+    @classmethod
+    def admits(cls, name: str, value: Any) -> bool:
+        """Whether a run folder may say this setting: it names no address, no file and nothing to be done."""
+        return name in cls.labels
+
+    @classmethod
+    def misled_by(cls, folder: Path) -> Path | None:
+        """A file in the run folder from which the client would take its settings by itself."""
+        return None
 
     def check(self) -> None:
         """Refuse settings that cannot work, at once and without any network: TypeError or ValueError."""

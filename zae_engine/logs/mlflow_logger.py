@@ -56,6 +56,10 @@ class MLflowLogger(Logger):
     name: ClassVar[str] = "mlflow"
     module: ClassVar[str] = "mlflow"
     extra: ClassVar[str] = "mlflow"
+    labels = frozenset({"experiment", "log_model", "run_name", "tags"})
+    paths = frozenset({"artifact_location", "tracking_uri"})
+    variables: ClassVar[Mapping[str, str]] = {"tracking_uri": "MLFLOW_TRACKING_URI"}
+    places = ("mlflow.db*", "mlflow-artifacts")
     run_id: str
 
     def check(self) -> None:

@@ -34,6 +34,8 @@ INIT_RUN = (
     *("async_lag_threshold", "async_no_progress_callback", "async_no_progress_threshold"),
 )
 _MODES = ("offline", "async", "sync", "debug")
+# source_files, dependencies and git_ref choose what is read and sent, api_token and proxies where to
+_LABELS = set(INIT_RUN) - {"api_token", "proxies", "source_files", "dependencies", "git_ref"}
 _STOP = 20.0  # seconds that closing waits for a server
 _DATA = "NEPTUNE_DATA_DIRECTORY"
 _environment = threading.Lock()  # two loggers of one process may start at once
@@ -65,6 +67,14 @@ class NeptuneLogger(Logger):
     name: ClassVar[str] = "neptune"
     module: ClassVar[str] = "neptune"
     extra: ClassVar[str] = "neptune"
+    labels = frozenset({*_LABELS, "project_name", *_OWN})
+    variables: ClassVar[Mapping[str, str]] = {"api_token": "NEPTUNE_API_TOKEN", "api_tkn": "NEPTUNE_API_TOKEN"}
+    places = (".neptune",)
+
+    @classmethod
+    def admits(cls, name: str, value: Any) -> bool:
+        """Less than usual may be looked at, not more."""
+        return super().admits(name, value) or (name in ("git_ref", "source_files") and value in (False, []))
 
     def check(self) -> None:
         """Refuse what ``neptune.init_run`` would not take."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .logger import Logger, Record, RunInfo, flat
+from .origins import is_inside, is_name, is_named, refuse_elsewhere
 from .registry import check_settings
 
 _SETTINGS = ("filename_suffix", "flush_secs", "log_dir", "max_queue_size")
@@ -42,6 +44,14 @@ class TensorBoardLogger(Logger):
     name: ClassVar[str] = "tensorboard"
     module: ClassVar[str] = "tensorboard"
     extra: ClassVar[str] = "tensorboard"
+    labels = frozenset({"flush_secs", "max_queue_size"})
+    paths = frozenset({"log_dir"})
+    places = ("tensorboard*",)
+
+    @classmethod
+    def admits(cls, name: str, value: Any) -> bool:
+        """The suffix is a part of the files' names."""
+        return super().admits(name, value) or (name == "filename_suffix" and is_name(value))
 
     def check(self) -> None:
         """Refuse settings that there are not, and values that cannot be."""
@@ -94,7 +104,10 @@ class TensorBoardLogger(Logger):
 
     def _folder(self, info: RunInfo) -> str:
         """The run's own folder; one of another file system stays as it is written."""
-        if "://" in (folder := str(info.id or self.settings.get("log_dir", info.folder / "tensorboard"))):
+        own = str(self.settings.get("log_dir", info.folder / "tensorboard"))
+        if info.id is not None and not self._is_known(info, own):
+            refuse_elsewhere(type(self), info.id, info.folder / info.id, "log_dir")
+        if "://" in (folder := str(info.id or own)):
             return folder
         path = info.folder / (info.id or os.path.abspath(folder))
         number, free = 1, path
@@ -102,6 +115,15 @@ class TensorBoardLogger(Logger):
             number += 1
             free = path.with_name(f"{path.name}-{number}")
         return str(free)
+
+    def _is_known(self, info: RunInfo, own: str) -> bool:
+        """Whether the folder of before is in the run's, or the one of the settings, maybe with a number."""
+        before = str(info.id)
+        if "://" in before or "://" in own:
+            return before == own
+        path, given = info.folder / before, self.settings.get("log_dir")
+        unnumbered = re.sub(r"-\d+$", "", str(path))
+        return is_inside(path, info.folder) or is_named(given, path) or is_named(given, unnumbered)
 
     def _describe(self, info: RunInfo) -> None:
         """The configuration as text and, as far as they are plain values, as hyperparameters to compare runs by."""

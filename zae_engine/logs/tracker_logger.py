@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from .logger import Logger, Record, RunInfo, flat
+from .origins import is_name
 from .registry import check_settings, hint, installed
 
 # How each goes on with a run: where its client has the run's id, and what it takes with it when it starts.
@@ -51,6 +52,14 @@ class TrackerLogger(Logger):
 
     name: ClassVar[str] = "tracker"
     tracker: Any = None
+    labels = frozenset({"log_with"})
+    paths = frozenset({"logging_dir"})
+    places = ("tracker", "dvclive", "swanlab")
+
+    @classmethod
+    def admits(cls, name: str, value: Any) -> bool:
+        """The project becomes a folder's name."""
+        return super().admits(name, value) or (name == "project" and is_name(value))
 
     def check(self) -> None:
         """Refuse a name that Accelerate does not know, a class that is no tracker, a client that is missing."""

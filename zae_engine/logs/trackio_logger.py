@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +56,17 @@ class TrackioLogger(Logger):
     name: ClassVar[str] = "trackio"
     module: ClassVar[str] = "trackio"
     extra: ClassVar[str] = "trackio"
+    labels = frozenset(
+        {"project", "name", "group", "private", "auto_log_gpu", "gpu_log_interval", "auto_log_cpu", "cpu_log_interval",
+         "webhook_min_level", "log_model"}
+    )  # fmt: skip
+    variables: ClassVar[Mapping[str, str]] = {
+        "space_id": "TRACKIO_SPACE_ID",
+        "server_url": "TRACKIO_SERVER_URL",
+        "dataset_id": "TRACKIO_DATASET_ID",
+        "bucket_id": "TRACKIO_BUCKET_ID",
+        "webhook_url": "TRACKIO_WEBHOOK_URL",
+    }
 
     def check(self) -> None:
         """Refuse settings that there are not."""

@@ -16,8 +16,10 @@ from typing import Any, ClassVar
 
 from .logger import Logger, Record, RunInfo, flat
 from .network import unreachable
+from .origins import is_name
 from .registry import check_settings
 from .wandb_file import is_ended, read_steps
+from .wandb_origins import LABELS, settings_in, wandb_admits
 
 _OWN = ("log_model",)
 _MODES = ("online", "offline", "disabled", "shared")
@@ -68,6 +70,21 @@ class WandBLogger(Logger):
     name: ClassVar[str] = "wandb"
     module: ClassVar[str] = "wandb"
     extra: ClassVar[str] = "wandb"
+    labels = LABELS
+    paths = frozenset({"dir"})
+    variables: ClassVar[Mapping[str, str]] = {"dir": "WANDB_DIR", "settings.base_url": "WANDB_BASE_URL"}
+    nested = frozenset({"settings"})
+    places = ("wandb", ".wandb")
+
+    @classmethod
+    def admits(cls, name: str, value: Any) -> bool:
+        """Settings one by one; their address if it is the user's own."""
+        return wandb_admits(name, value)
+
+    @classmethod
+    def misled_by(cls, folder: Path) -> Path | None:
+        """The working directory's settings, of somebody who is inside the folder."""
+        return settings_in(folder)
 
     def check(self) -> None:
         """Refuse what ``wandb.init`` would not take."""
@@ -87,6 +104,8 @@ class WandBLogger(Logger):
         self._info, self._seen = info, set[str]()
         self._best, self._last, self._sense = dict[str, float](), dict[str, float](), dict[str, str]()
         others = wandb.run is not None and wandb.run.id not in _OURS and not (self.settings.keys() - set(_OWN))
+        if not is_name(info.id):
+            raise ValueError(f"the run folder says that the run is {info.id!r}, which W&B takes for no id")
         lent = info.id is None or info.id.startswith(_LENT)  # else the run is one of its own, and stays it
         self._borrowed = self._shared = others and lent
         self._kept: int | None = None

@@ -63,7 +63,6 @@ def main() -> None:
         seed=SEED,
         shards=12,  # 1, 2, 3, 4, 6 and 12 processes train the same bits
         monitor="acc",
-        monitor_mode="max",
     )
     history = trainer.run(n_epoch=EPOCHS, loader=train, valid_loader=held_out)
 

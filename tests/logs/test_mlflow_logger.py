@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from tests.helpers import MLPTrainer, loader, make
 from tests.logs.logging_helpers import CONFIG, START, info, odd_record, record, resume_after_kill, run_attempt
+from zae_engine.logs.feed import close
 from zae_engine.logs.mlflow_logger import MLflowLogger
+from zae_engine.trainer.addons import MLflowLoggerAddon
 
 pytest.importorskip("mlflow")
 pytest.importorskip("alembic")
@@ -63,6 +66,17 @@ def test_every_record_is_read_back(tmp_path):
     assert [metric.value for metric in history(folder, id, "best/test/loss")] == [0.0]
     assert run.data.params["settings/the optimizer/name"] == "SGD"
     assert run.data.params["command"] == str(CONFIG["command"])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "name"), [("acc", "train/acc"), ("train_loss", "train/loss_epoch"), ("loss", "train/loss_epoch")]
+)
+def test_the_best_of_a_training_is_of_the_column_that_tells_it(folder, monitor, name):
+    trainer = make(MLPTrainer.add_on(MLflowLoggerAddon), monitor=monitor, save_path=folder, log_every="1st")
+    trainer.run(3, loader())
+    close(trainer._run_log.afterwards.feeds.values(), "done")
+    (run,) = store(folder).search_runs([e.experiment_id for e in store(folder).search_experiments()])
+    assert {k: v for k, v in run.data.metrics.items() if k.startswith("best/")} == {f"best/{name}": trainer.loss_buffer}
 
 
 def test_a_resumed_run_goes_on(folder):

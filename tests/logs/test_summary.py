@@ -80,7 +80,7 @@ def test_a_run_without_points_and_end_is_summarized(tmp_path):
     assert (told["status"], told["memory"]) == ("broken off", {"host": None, "device": None})
     assert summary_lines(told) == [
         "Broken off: 1 epoch, 100 steps in 0.0 s.",
-        "No best value: no finite one was watched.",
+        "No best value: test_loss was never finite.",
     ]
 
 

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import MLPTrainer, loader, make
+from zae_engine.logs.feed import close
 from zae_engine.logs.logger import Record, RunInfo
 from zae_engine.logs.network import unreachable
 from zae_engine.logs.wandb_file import read_steps
 from zae_engine.logs.wandb_logger import WandBLogger, has_key, valid
+from zae_engine.trainer.addons import WandBLoggerAddon
 
 wandb = pytest.importorskip("wandb")
 unauthenticate_session = pytest.importorskip("wandb.sdk.lib.wbauth").unauthenticate_session
@@ -139,6 +142,26 @@ def test_a_failed_run_is_marked_and_the_best_of_all_attempts_is_the_summary_s(tm
     said = summary(pieces(tmp_path)[0])
     assert said["project"] == "of the environment"
     assert (said["exit_code"], said["summary"]["test/acc"]) == (1, {"max": 0.75, "last": 0.25})
+
+
+def test_a_value_that_turns_out_to_tell_the_best_has_it_of_all_attempts(tmp_path):
+    first = begin(tmp_path, monitor=("train/acc_epoch", "max"))
+    for step, value in enumerate((0.5, 0.75, 0.25), 1):
+        first.log(record(step, **{"train/acc": value}))
+    first.finish("interrupted")
+    second = begin(tmp_path, id=first.client.id, step=3, monitor=("train/acc_epoch", "max"))
+    second.watch("train/acc", "max")
+    second.log(record(4, **{"train/acc": 0.625}))
+    second.finish("done")
+    assert summary(pieces(tmp_path)[1])["summary"]["train/acc"] == {"max": 0.75, "last": 0.625}
+
+
+def test_a_training_without_validation_has_the_best_of_its_metric(tmp_path):
+    trainer = make(MLPTrainer.add_on(WandBLoggerAddon), monitor="acc", save_path=tmp_path, log_every="1st")
+    trainer.run(3, loader())
+    close(trainer._run_log.afterwards.feeds.values(), "done")
+    said, values = summary(pieces(tmp_path)[0])["summary"], trainer.history.column("train_acc")
+    assert said["train/acc"] == {"max": max(values), "last": values[-1]}
 
 
 KILLED = """

@@ -45,7 +45,7 @@ def test_without_validation_the_training_loss_tells():
 
 @pytest.mark.parametrize("name", ["test_score", "score"])
 def test_monitor_takes_a_name_with_or_without_prefix(name):
-    trainer = make(Scripted, monitor=name)
+    trainer = make(Scripted, monitor=name, monitor_mode="min")
     trainer.run(2, loader(), loader(20))
     assert trainer.loss_buffer == 1.0
 

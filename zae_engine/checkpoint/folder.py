@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import stat
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..files import parse_json, read_bytes, writable
+from . import best
 from .disk import digest
 from .errors import CheckpointError
 
@@ -102,7 +102,7 @@ class Checkpoint:
         """Name, mode ("min" or "max") and value of what is watched for the best; None without a finite value."""
         watched = _dict(self.manifest.get("monitored"))
         value, mode = _number(watched.get("value")), watched.get("mode")
-        if value is None or not math.isfinite(value) or mode not in ("min", "max"):
+        if value is None or not best.is_finite(value) or mode not in best.MODES:
             return None
         return str(watched.get("name")), mode, value
 
@@ -261,8 +261,7 @@ def ranked(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     if last is None:
         return []
     values = [(monitored[2], c) for c, monitored in watched if monitored and monitored[:2] == last[:2]]
-    sign = 1 if last[1] == "min" else -1
-    return [checkpoint for _, checkpoint in sorted(values, key=lambda pair: (sign * pair[0], pair[1].serial))]
+    return [checkpoint for _, checkpoint in best.ranked(values, lambda pair: pair[0], last[1])]
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
@@ -358,7 +357,13 @@ def _compare(path: Path, name: str, sha256: str) -> str:
 def _best(checkpoints: list[Checkpoint]) -> tuple[Checkpoint | None, list[str]]:
     marked = [checkpoint for checkpoint in reversed(checkpoints) if checkpoint.manifest.get("best") is True]
     candidates = ranked(checkpoints) or marked
-    return _first_whole(candidates) if candidates else (None, ["no checkpoint has a value that tells the best"])
+    if candidates:
+        return _first_whole(candidates)
+    watched = [_dict(checkpoint.manifest.get("monitored")) for checkpoint in checkpoints]
+    if seen := [(str(w["name"]), _number(w.get("value"))) for w in watched if "name" in w]:
+        name, values = seen[-1][0], dict.fromkeys(str(value) for _, value in seen)
+        return None, [f"no checkpoint is the best: {name} was never finite ({', '.join(values)}), and {best.RULE}"]
+    return None, ["no checkpoint has a value that tells the best"]
 
 
 def _first_whole(checkpoints: Iterator[Checkpoint] | list[Checkpoint]) -> tuple[Checkpoint | None, list[str]]:

@@ -124,7 +124,9 @@ class _Whole:
 
     def __init__(self, folder: Path, every_step: bool = False) -> None:
         self.folder, self.records = folder, records_of(folder, every_step)
-        self.summary = {**_json(folder / SUMMARY), **summarize(read_run(folder))}  # of a run that was killed, too
+        run = read_run(folder)
+        self._watched = run.watched
+        self.summary = {**_json(folder / SUMMARY), **summarize(run)}  # of a run that was killed, too
         status = str(self.summary["status"])
         self.status = status if status in _CLOSED else "failed"  # one that broke off
 
@@ -132,12 +134,12 @@ class _Whole:
     def info(self) -> RunInfo:
         started = _json(self.folder / "run.json").get("attempts") or [{}]
         config = {key: value for key, value in started[-1].items() if key not in ("token", "pid")}
-        best = self.summary.get("best") or {}
-        name = str(best.get("name", "test_loss")).replace("_", "/", 1)
+        column, mode = self._watched
+        name = column.replace("_", "/", 1)
         if any(f"{name}_epoch" in record.values for record in self.records):
             name = f"{name}_epoch"  # a mean over some steps does not tell the best
         folder = self.folder.absolute()
-        return RunInfo(folder, folder.name, config, monitor=(name, str(best.get("mode", "min"))))
+        return RunInfo(folder, folder.name, config, monitor=(name, mode), column=column)
 
 
 def _run(folder: Path) -> Path:

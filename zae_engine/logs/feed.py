@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .cursor import Cursor
-from .logger import Logger, Record, RunInfo
+from .logger import Logger, RunInfo
 from .merging import Tail
 from .streams import import_apart, keep_apart
 
@@ -54,6 +54,7 @@ class Feed:
         """Start, unless it runs already. A `fresh` run is a new one for the logger, too."""
         before = self._here
         if before is not None and before.alive and not before.ending and not fresh:
+            before.watch(info)
             return
         if before is not None:
             before.end("done")
@@ -170,6 +171,10 @@ class Delivery:
         """The run's at the logger's service."""
         return self._cursor.id
 
+    def watch(self, info: RunInfo) -> None:
+        """Have another value tell the best from now on, if it is another one."""
+        self._info = replace(self._info, monitor=info.monitor, column=info.column)
+
     def wake(self) -> None:
         """There are new lines."""
         with self._changed:
@@ -253,7 +258,8 @@ class Delivery:
         cursor, folder = self._cursor, self._info.folder
         self._since = time.monotonic()
         cursor.save(folder)  # so that `sync` knows of it, even if it never starts
-        cursor.id = logger.start(replace(self._info, id=cursor.id, step=cursor.step))
+        self._told_best = self._info.monitor
+        cursor.id = logger.start(replace(self._info, id=cursor.id, step=cursor.step, monitor=self._told_best))
         keep_apart()  # what the start has imported
         cursor.save(folder)  # at once, so that there is no second run, whatever comes
         seen = logger.last_step()  # the truth: a kill may have come between its file and our note
@@ -271,7 +277,7 @@ class Delivery:
                 asked = self._asked
             self._since = time.monotonic()
             ending = self._final = self.ending  # before it is read, so that nothing is left behind
-            self._deliver(logger, tail.read())
+            self._deliver(logger, tail)
             self._give_offers(logger)
             if ending:
                 logger.finish(self._status)
@@ -284,16 +290,25 @@ class Delivery:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._asked > self._done)
 
-    def _deliver(self, logger: Logger, records: Iterable[Record]) -> None:
+    def _deliver(self, logger: Logger, tail: Tail) -> None:
         handed = 0
-        for record in records:
+        for record in tail.read():
             if record.step > self._last:
                 self._since = time.monotonic()
+                self._tell_best(logger, tail)
                 logger.log(record)
                 self._last, handed = record.step, handed + 1
                 if handed % _MANY == 0:
                     self._flush(logger)
         self._flush(logger)
+
+    def _tell_best(self, logger: Logger, tail: Tail) -> None:
+        """Tell the logger which value tells the best, once its rows show that it is another one than was told."""
+        info = self._info
+        wanted = (tail.names.get(info.column, info.monitor[0]), info.monitor[1])
+        if wanted != self._told_best:
+            logger.watch(*wanted)
+            self._told_best = wanted
 
     def _flush(self, logger: Logger) -> None:
         if self._last > self._cursor.step:

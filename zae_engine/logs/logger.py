@@ -25,7 +25,10 @@ class RunInfo:
     step : int
         Records up to this step have been delivered before, and do not come again; 0 for a new run.
     monitor : (str, str)
-        The value that tells the best, ``'test/loss'`` say, and ``'min'`` or ``'max'``.
+        The value that tells the best, ``'test/loss'`` say, and ``'min'`` or ``'max'``. A guess when the training tells
+        it: whether that is ``train/acc_epoch`` or ``train/acc`` shows in the first epoch; see `Logger.watch`.
+    column : str
+        The column of the history's rows that it is, as far as that is known.
     """
 
     folder: Path
@@ -34,6 +37,7 @@ class RunInfo:
     id: str | None = None
     step: int = 0
     monitor: tuple[str, str] = ("test/loss", "min")
+    column: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,9 @@ class Logger:
     def last_step(self) -> int | None:
         """The last step that is kept already, read back from where it is kept; None when that cannot be told."""
         return None
+
+    def watch(self, name: str, mode: str) -> None:
+        """Learn which value tells the best, when it is another one than `start` was told; before its first record."""
 
     def log(self, record: Record) -> None:
         """Keep one record."""

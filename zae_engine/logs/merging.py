@@ -31,9 +31,15 @@ class Merger:
     ----------
     every_step : bool
         A record for each step, with its own values, from lines of kind ``step``. Those have no time, which is 0 then.
+
+    Attributes
+    ----------
+    names : dict of str to str
+        The name of each column of the rows so far.
     """
 
     def __init__(self, every_step: bool = False) -> None:
+        self.names: dict[str, str] = {}
         self._open: Record | None = None
         self._has_row, self._saved = False, False  # of the open record
         self._time = 0.0
@@ -92,12 +98,15 @@ class Merger:
     def _of_row(self, line: Line) -> dict[str, float]:
         values = {"epoch": number(line.get("epoch")), "lr": number(line.get("lr"))}
         for name, value in _numbers({k: v for k, v in line.items() if k not in _PLACES}).items():
-            split, _, key = name.partition("_")
-            if split == "train":
-                values[f"train/{key}_epoch" if key in self._of_steps else f"train/{key}"] = value
-            else:
-                values[f"test/{key}" if split == "test" else name] = value
+            self.names[name] = self._name(name)
+            values[self.names[name]] = value
         return values
+
+    def _name(self, column: str) -> str:
+        split, _, key = column.partition("_")
+        if split == "train":
+            return f"train/{key}_epoch" if key in self._of_steps else f"train/{key}"
+        return f"test/{key}" if split == "test" else column
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -143,6 +152,11 @@ class Tail:
         for line in self.lines():
             if (record := self._merger.add(line)) is not None:
                 yield record
+
+    @property
+    def names(self) -> dict[str, str]:
+        """By column of the history's rows, the name in the records, as far as rows were read."""
+        return self._merger.names
 
     def rest(self) -> Iterator[Record]:
         """The record that may not be whole yet."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import posixpath
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from ..checkpoint.best import is_better
 from .logger import Logger, Record, RunInfo, flat
 from .registry import check_settings, installed
 
@@ -87,14 +87,21 @@ class MLflowLogger(Logger):
         run = self._known(info.id, uri) or self._new(info)
         self.run_id = run.info.run_id
         self._last = self._offered = max((metric.step for metric in run.data._metric_objs), default=0)
-        self._monitor, self._mode = info.monitor
-        self._best = run.data.metrics.get(_fitting(f"best/{self._monitor}"), math.nan)
+        self._watch(run, *info.monitor)
         self._keep_config(info, run.data.params)
         return self.run_id
 
     def last_step(self) -> int | None:
         """The last step of any metric in the store."""
         return self._last
+
+    def watch(self, name: str, mode: str) -> None:
+        """Have the best of another value from now on."""
+        self._watch(self.client.get_run(self.run_id), name, mode)
+
+    def _watch(self, run: Any, name: str, mode: str) -> None:
+        self._monitor, self._mode = name, mode
+        self._best = run.data.metrics.get(_fitting(f"best/{name}"))
 
     def log(self, record: Record) -> None:
         """Keep one record for the next `flush`: a batch costs hardly more than one record does."""
@@ -180,8 +187,8 @@ class MLflowLogger(Logger):
             self.client.log_batch(self.run_id, tags=part)
 
     def _better(self, record: Record) -> dict[str, float]:
-        value = record.values.get(self._monitor, math.nan)
-        if not math.isfinite(value) or (value >= self._best if self._mode == "min" else value <= self._best):
+        value = record.values.get(self._monitor)
+        if value is None or not is_better(value, self._best, self._mode):
             return {}
         self._best = value
         return {f"best/{self._monitor}": value}

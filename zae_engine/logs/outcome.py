@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.best import first_best, is_finite
 from ..checkpoint.folder import FOLDER, Checkpoint
 from ..files import open_plain
 from .history_file import Line
+
+Watched = tuple[str, str]
 
 PARTS = ("data", "evaluation", "logging", "saving")  # of a point's seconds; what is left of "all" is "compute"
 _MONITOR = re.compile(r"(.+) \((min|max)\)")
@@ -83,22 +86,26 @@ def is_held(folder: Path) -> bool:
         return False
 
 
-def best_of(
-    folder: Path, end: Line | None, started: list[Line], rows: list[Line], saved: list[Checkpoint]
-) -> Best | None:
-    """By what the end says is watched, else by the ``monitor`` that the run was started with."""
-    name, mode = _watched(end, started, rows)
-    found = [row for row in rows if isinstance(row.get(name), (int, float)) and math.isfinite(row[name])]
-    if not found:
+def best_of(folder: Path, end: Line | None, watched: Watched, rows: list[Line], saved: list[Checkpoint]) -> Best | None:
+    """What the end says was kept, else the best of the rows; None when no value that is watched was finite."""
+    name, mode = watched
+    kept = (end or {}).get("best")
+    if isinstance(kept, dict) and is_finite(kept.get("value")):  # which an own `check_better` may have chosen
+        value, epoch = float(kept["value"]), kept["epoch"] if type(kept.get("epoch")) is int else None
+        of_epoch = [row for row in rows if row.get("epoch") == epoch]
+        row = next((row for row in of_epoch if row.get(name) == value), (of_epoch or [{"epoch": epoch}])[-1])
+        return Best(name, mode, value, row.get("epoch"), row.get("step"), _place(folder, row, saved))
+    found = first_best(rows, lambda row: row.get(name), mode)
+    if found is None:
         return None
-    row = (max if mode == "max" else min)(found, key=lambda row: float(row[name]))
-    return Best(name, mode, float(row[name]), row.get("epoch"), row.get("step"), _place(folder, row, saved))
+    return Best(name, mode, float(found[name]), found.get("epoch"), found.get("step"), _place(folder, found, saved))
 
 
-def _watched(end: Line | None, started: list[Line], rows: list[Line]) -> tuple[str, str]:
-    best, circumstances = (end or {}).get("best"), (started[-1] if started else {}).get("circumstances")
-    if isinstance(best, dict) and best.get("name"):
-        name, mode = str(best["name"]), str(best.get("mode"))
+def watched_of(end: Line | None, started: list[Line], rows: list[Line]) -> Watched:
+    """The column that tells the best, and its direction: by the end, else by what the run was started with."""
+    kept, circumstances = (end or {}).get("best"), (started[-1] if started else {}).get("circumstances")
+    if isinstance(kept, dict) and kept.get("name"):
+        name, mode = str(kept["name"]), str(kept.get("mode"))
     else:
         said = _MONITOR.fullmatch(str(circumstances.get("monitor"))) if isinstance(circumstances, dict) else None
         name, mode = (said[1], said[2]) if said else ("loss", "min")
@@ -108,9 +115,9 @@ def _watched(end: Line | None, started: list[Line], rows: list[Line]) -> tuple[s
 
 def _place(folder: Path, row: Line, saved: list[Checkpoint]) -> str | None:
     """The weights in the run folder if the last checkpoint says that they are of that epoch; else a checkpoint."""
-    best = next((c.manifest["best"] for c in reversed(saved) if isinstance(c.manifest.get("best"), dict)), None)
+    noted = next((c.manifest["best"] for c in reversed(saved) if isinstance(c.manifest.get("best"), dict)), None)
     weights = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if weights and (best is None or best.get("epoch") == (row.get("epoch") or 0) - 1):  # from 0
+    if weights and (noted is None or noted.get("epoch") == (row.get("epoch") or 0) - 1):  # from 0
         return weights
     return next((f"{FOLDER}/{c.path.name}" for c in saved if c.step == row.get("step")), None)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..checkpoint.folder import FOLDER, Checkpoint, committed, near
 from ..files import lines_of, may_be_deep, read_json
 from .history_file import Line, held, parsed
-from .outcome import Best, best_of, end_of, number, spent_of, status_of, stretches
+from .outcome import Best, Watched, best_of, end_of, number, spent_of, status_of, stretches, watched_of
 
 _OF_STEP = ("kind", "step", "epoch")
 HISTORY, RUN = "history.jsonl", "run.json"
@@ -77,6 +77,8 @@ class Run:
     status : str
         ``'running'``, ``'done'``, ``'interrupted'``, ``'failed'`` or ``'broken off'``.
     best : Best or None
+    watched : (str, str)
+        The column that tells the best, and ``'min'`` or ``'max'``.
     seconds : float
         Over all attempts, until the last line of each.
     spent : dict of str to float
@@ -96,6 +98,7 @@ class Run:
     end: Line | None = None
     status: str = "broken off"
     best: Best | None = None
+    watched: Watched = ("test_loss", "min")
     seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
     samples: int = 0
@@ -116,6 +119,12 @@ class Run:
     def epoch(self) -> int:
         """The last epoch that the history has a row of."""
         return max((row["epoch"] for row in self.rows if isinstance(row.get("epoch"), int)), default=0)
+
+    @property
+    def never_finite(self) -> str | None:
+        """The column that should tell the best, when it has values and none of them is finite."""
+        name = self.watched[0]
+        return name if self.best is None and any(row.get(name) is not None for row in self.rows) else None
 
     @property
     def samples_per_second(self) -> float | None:
@@ -154,6 +163,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     rows = _rows(lasting)
     points = [line for line in lines if line.get("kind") == "point"]
     end = end_of(lines)
+    watched = watched_of(end, started, rows)
     return Run(
         folder,
         rows=rows,
@@ -165,7 +175,8 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         started=started,
         end=end,
         status=status_of(folder, end, saved),
-        best=best_of(folder, end, started, rows, saved),
+        best=best_of(folder, end, watched, rows, saved),
+        watched=watched,
         seconds=sum(stop - start for start, stop in stretches(lines)),
         spent=spent_of(points),
         samples=sum(int(number(point.get("samples"))) for point in points),

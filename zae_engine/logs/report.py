@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.best import first_best
 from ..files import write_text
 from .facts import NOTHING, clock, environment_of, settings_of, short, table_of
 from .figures import COLOURS, colour_of, figures_of
@@ -120,6 +121,7 @@ def _run(run: Run, name: str, number: int) -> dict[str, Any]:
         "status": run.status,
         "reason": str((run.end or {}).get("reason") or ""),
         "best": _best(run),
+        "never_finite": run.never_finite,
         "cards": _cards(run, summary),
         "row": _row(run),
         "advice": summary["advice"],
@@ -135,23 +137,22 @@ def _run(run: Run, name: str, number: int) -> dict[str, Any]:
 def _leading(runs: Sequence[Run]) -> list[Run]:
     """The runs with the best value of all, if all watch the same one."""
     known = [(run, run.best) for run in runs if run.best]
-    if len(known) < 2 or len({(best.name, best.mode) for _, best in known}) > 1:
+    if len(known) < 2 or len({(found.name, found.mode) for _, found in known}) > 1:
         return []
-    least = (min if known[0][1].mode == "min" else max)(best.value for _, best in known)
-    return [run for run, best in known if best.value == least]
+    first = first_best((found for _, found in known), lambda found: found.value, known[0][1].mode)
+    return [run for run, found in known if first and found.value == first.value]
 
 
 def _best(run: Run) -> dict[str, str] | None:
-    best = run.best
-    if best is None:
+    if (found := run.best) is None:
         return None
-    when = [f"{what} {number:,}" for what, number in (("epoch", best.epoch), ("step", best.step)) if number is not None]
+    places = (("epoch", found.epoch), ("step", found.step))
     return {
-        "name": best.name,
-        "value": short(best.value),
-        "when": ", ".join(when),
-        "saved": best.saved or "",
-        "mode": "lowest" if best.mode == "min" else "highest",
+        "name": found.name,
+        "value": short(found.value),
+        "when": ", ".join(f"{what} {number:,}" for what, number in places if number is not None),
+        "saved": found.saved or "",
+        "mode": "lowest" if found.mode == "min" else "highest",
     }
 
 

@@ -38,8 +38,9 @@ def list_runs(path: str | os.PathLike[str], sort: str | None = None, reverse: bo
     Returns
     -------
     list of dict
-        By column; beside them ``folder``, ``best_name`` (of the value ``best``), and ``problem`` of a folder that
-        cannot be read. ``duration`` is in seconds, ``started`` an ISO time (UTC); None where nothing is known.
+        By column; beside them ``folder``, ``best_name`` (of the value ``best``; without one, the column that was never
+        finite), and ``problem`` of a folder that cannot be read. ``duration`` is in seconds, ``started`` an ISO time
+        (UTC); None where nothing is known.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def _look(folder: Path, name: str) -> tuple[Row, Line]:
         "epochs": run.epoch,
         "steps": run.step,
         "best": run.best.value if run.best else None,
-        "best_name": run.best.name if run.best else None,
+        "best_name": run.best.name if run.best else run.never_finite,
         **{name: last.get(name) for name in ("test_loss", "train_loss", "lr")},
         "duration": run.seconds,
         "started": _started(run),
@@ -120,6 +121,8 @@ def table_of(rows: Sequence[Row]) -> list[str]:
 
 def _cell(name: str, row: Row) -> str:
     value = row[name]
+    if name == "best" and value is None and row["best_name"]:
+        return f"{row['best_name']} never finite"
     if value is None:
         return NOTHING
     if name == "best":

@@ -43,10 +43,11 @@ def summarize(run: Run) -> dict[str, Any]:
     -------
     dict
         Plain values: ``status`` and ``reason``; ``best`` (name, mode, value, epoch, step, and within the folder, where
-        it is saved) or None; ``epochs``, ``steps``; ``seconds`` over all ``attempts``; ``samples`` and
-        ``samples_per_second``; ``shares`` of the time (compute, data, evaluation, saving, logging; together 1); the
-        ``loader``'s settings and ``advice``, or None; peak ``memory`` in bytes (host, device); ``processes``,
-        ``device``, ``versions`` and ``git``. What the run folder does not tell is None.
+        it is saved) or None, and then the column that was ``never_finite``, if that is why; ``epochs``, ``steps``;
+        ``seconds`` over all ``attempts``; ``samples`` and ``samples_per_second``; ``shares`` of the time (compute,
+        data, evaluation, saving, logging; together 1); the ``loader``'s settings and ``advice``, or None; peak
+        ``memory`` in bytes (host, device); ``processes``, ``device``, ``versions`` and ``git``. What the run folder
+        does not tell is None.
     """
     end, started = run.end or {}, run.started[-1] if run.started else {}
     facts = _mapping(started.get("circumstances"))
@@ -59,6 +60,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "status": end.get("status") or run.status,
         "reason": end.get("reason") or None,
         "best": _best(run),
+        "never_finite": run.never_finite,
         "epochs": run.epoch,
         "steps": run.step,
         "seconds": round(run.seconds, 3),
@@ -200,7 +202,9 @@ def _sentence(text: str) -> str:
 def _best_line(summary: Mapping[str, Any]) -> str:
     best = summary.get("best")
     if not best:
-        return "No best value: no finite one was watched."
+        if name := summary.get("never_finite"):
+            return f"No best value: {name} was never finite."
+        return "No best value: none was watched."
     when = [f"{name} {best[name]:,}" for name in ("epoch", "step") if best.get(name) is not None]
     place = f" ({', '.join(when)})" if when else ""
     saved = f"; saved as {best['saved']}" if best.get("saved") else "; its weights are not saved"

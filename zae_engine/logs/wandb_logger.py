@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import shlex
 import threading
@@ -11,9 +10,11 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..checkpoint.best import is_better
 from .logger import Logger, Record, RunInfo, flat
 from .network import unreachable
 from .origins import is_name
@@ -124,6 +125,16 @@ class WandBLogger(Logger):
     def last_step(self) -> int | None:
         """Of the files of an offline run; of one that is online, what its server has."""
         return self._kept
+
+    def watch(self, name: str, mode: str) -> None:
+        """Have the best of another value in the summary, too."""
+        self._info = replace(self._info, monitor=(name, mode))
+        self._best.pop(name, None)
+        self._remember(name)
+        for values in self._kept_rows():
+            if name in values:
+                self._better(name, values[name])
+        self._seen.discard(name)
 
     def log(self, record: Record) -> None:
         """Keep a record as one row of the run's history, at its own time."""
@@ -252,21 +263,27 @@ class WandBLogger(Logger):
     def _look_back(self) -> None:
         """Find the last step that is kept, and the best values so far."""
         info, run = self._info, self.client
-        pieces = _pieces(Path(run.dir).parents[2], str(run.id)) if run.dir else []
-        steps = [-1]
-        for path in pieces:
-            for _, values in read_steps(path):
-                if "step" not in values:  # the script's own
-                    continue
-                steps.append(int(values["step"]))
-                for key in values.keys() - self._seen:
-                    self._remember(key)
-                for key in self._sense.keys() & values.keys():
-                    self._better(key, values[key])
+        pieces, steps = self._pieces_kept(), [-1]
+        for values in self._kept_rows():
+            steps.append(int(values["step"]))
+            for key in values.keys() - self._seen:
+                self._remember(key)
+            for key in self._sense.keys() & values.keys():
+                self._better(key, values[key])
         self._seen.clear()  # the client has yet to be told
         there = run.starting_step - 1 if getattr(run, "resumed", False) else -1
         online = getattr(run, "offline", True) is False and info.id is not None
         self._kept = max(*steps, there, 0) if pieces or there >= 0 or online else None
+
+    def _pieces_kept(self) -> list[Path]:
+        """The files of an offline run."""
+        run = self.client
+        return _pieces(Path(run.dir).parents[2], str(run.id)) if run.dir and not self._borrowed else []
+
+    def _kept_rows(self) -> Iterator[dict[str, Any]]:
+        """Their rows, but for the script's own."""
+        for path in self._pieces_kept():
+            yield from (values for _, values in read_steps(path) if "step" in values)
 
     def _define(self, key: str) -> None:
         self._remember(key)
@@ -292,9 +309,8 @@ class WandBLogger(Logger):
         self.client.summary.update({key: {**best, "last": value}})
 
     def _better(self, key: str, value: Any) -> None:
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            pick = min if self._sense[key] == "min" else max
-            self._best[key] = pick(self._best.get(key, value), value)
+        if isinstance(value, (int, float)) and is_better(value, self._best.get(key), self._sense[key]):
+            self._best[key] = value
 
 
 def _start(chosen: dict[str, Any]) -> Any:

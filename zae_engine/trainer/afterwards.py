@@ -51,7 +51,7 @@ class Afterwards:
     def begin(self, folder: Path, trainer: Any, attempt: dict[str, Any], fresh: bool) -> None:
         """A run begins, or goes on; with `fresh`, it is a new one for the loggers."""
         config = {key: value for key, value in attempt.items() if key not in ("token", "pid")}
-        info = RunInfo(folder, folder.name, config, monitor=(_monitored(trainer, config), trainer.monitor_mode))
+        info = RunInfo(folder, folder.name, config, **_monitored(trainer, config))
         for feed in self.feeds.values():
             feed.begin(info, fresh)
 
@@ -125,17 +125,18 @@ def end_line(trainer: Any, status: str, reason: str) -> Line:
     """The line of ``history.jsonl`` that ends a call of `run`."""
     epochs, best = trainer.weight_buffer["epoch"], dict[str, Any]()
     if epochs:
-        best = {"name": trainer.monitor, "mode": trainer.monitor_mode, "value": trainer.loss_buffer,
-                "epoch": epochs[-1] + 1}  # fmt: skip
+        name, mode, column = trainer._monitor.watched
+        best = {"name": column or name, "mode": mode, "value": trainer.loss_buffer, "epoch": epochs[-1] + 1}
     return {"kind": "end", "status": status, "reason": reason, "step": trainer.progress_checker.get_step() - 1,
             "time": time.time(), "memory": peak_memory(trainer.device), "loader": loader_facts(trainer.loader),
             "best": best or None}  # fmt: skip
 
 
-def _monitored(trainer: Any, config: dict[str, Any]) -> str:
-    """The name that the monitored value has for the loggers."""
+def _monitored(trainer: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """What the loggers are told of the monitored value: its name there, its direction, and its column in the rows."""
     split, _, key = trainer.monitor.partition("_")
-    if key and split in ("train", "test"):
-        return f"{split}/{key}"
-    validated = "valid_loader" in config.get("circumstances", {})
-    return f"test/{trainer.monitor}" if validated else f"train/{trainer.monitor}_epoch"
+    if not key or split not in ("train", "test"):
+        split, key = "test" if "valid_loader" in config.get("circumstances", {}) else "train", trainer.monitor
+    # A step's mean over the epoch has that in its name, which a metric that the epoch alone has does not need.
+    name = f"test/{key}" if split == "test" else f"train/{key}_epoch"
+    return {"monitor": (name, trainer.monitor_mode), "column": f"{split}_{key}"}

@@ -54,13 +54,17 @@ def farewell(trainer: Any) -> str:
 
 
 def _outcome(trainer: Any) -> str:
-    reason = trainer.stop_reason or "done"
+    # Nothing of the reason is made a capital: it may begin with a metric's name, or with the user's own words.
+    how = f"Stopped: {trainer.stop_reason}." if trainer.stop_reason else "Done."
     if trainer.mode == "train" and trainer._spent.samples == trainer._spent_before[1]:
-        return f"{reason[0].upper()}{reason[1:]}: nothing was trained in this call."
-    if trainer.mode == "test" or not trainer.weight_buffer["epoch"] or not math.isfinite(trainer.loss_buffer):
-        return f"{reason[0].upper()}{reason[1:]}."
-    best = f"{trainer.monitor} {trainer.loss_buffer:.4g} in epoch {trainer.weight_buffer['epoch'][-1] + 1}"
-    return f"{reason[0].upper()}{reason[1:]}. Best: {best}; apply_weights() puts its weights back."
+        return f"{how[:-1]}: nothing was trained in this call."
+    if trainer.mode == "test":
+        return how
+    if trainer.weight_buffer["epoch"] and math.isfinite(trainer.loss_buffer):
+        best = f"{trainer.monitor} {trainer.loss_buffer:.4g} in epoch {trainer.weight_buffer['epoch'][-1] + 1}"
+        return f"{how} Best: {best}; apply_weights() puts its weights back."
+    never = trainer._monitor.never_finite(trainer.history.rows)
+    return f"{how} No best weights: {never}." if never else how
 
 
 def _effort(trainer: Any) -> dict[str, Any]:

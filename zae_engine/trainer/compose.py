@@ -101,7 +101,7 @@ class Seams(metaclass=ComposableMeta):
 
     mode: str
     monitor: str
-    monitor_mode: str
+    monitor_mode: str | None
     history: Any
     progress_checker: Any
     accelerator: Any

@@ -17,9 +17,11 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
+from ..checkpoint.best import direction_of, is_finite, ranked, resolved
 from ..files import replacing, spreadsheet_text
 from ..logs.curves import figure_of
-from .batch import as_float, is_scalar
+from .batch import is_scalar
+from .fetching import read, to_host
 
 Row = dict[str, float | int | None]
 Sums = dict[str, tuple[float, float]]
@@ -272,32 +274,6 @@ def with_metrics(sums: Sums, metrics: dict[str, float]) -> Sums:
     return parts | {key: sums[key] for key, value in pooled([sums]).items() if metrics.get(key) == value}
 
 
-def read(values: list[Any]) -> list[float]:
-    """Return numbers and one-element tensors as floats, with one copy a device and number type."""
-    numbers: list[Any] = list(values)
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for i, value in enumerate(values):
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            groups[value.device, value.dtype].append(i)
-    for indices in groups.values():
-        stacked = torch.stack([values[i].reshape(()) for i in indices])
-        for i, number in zip(indices, stacked.tolist(), strict=True):
-            numbers[i] = number
-    try:
-        return [float(number) for number in numbers]  # of a tensor on the CPU this is the quickest way to read it
-    except OverflowError:  # of an integer
-        return [as_float(number) for number in numbers]
-
-
-def to_host(values: list[Any]) -> list[Any]:
-    """Return `values` with tensors on the CPU, scalars of one type in one copy."""
-    if all(not isinstance(v, Tensor) or v.device.type == "cpu" for v in values):
-        return values
-    if all(isinstance(v, Tensor) and v.ndim == 0 and v.dtype == values[0].dtype for v in values):
-        return list(torch.stack(values).cpu().unbind())
-    return [v.cpu() if isinstance(v, Tensor) else v for v in values]
-
-
 class History(Sequence[Row]):
     """One row an epoch, and one at each validation within an epoch.
 
@@ -310,12 +286,18 @@ class History(Sequence[Row]):
         Whether this process writes files; of several, one does.
     resumes : list of int
         The steps at which the run went on from a checkpoint.
+
+    Parameters
+    ----------
+    direction : callable, optional
+        Tells of a column's name whether less (``'min'``) or more of it is better.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, direction: Callable[[str], str | None] = direction_of) -> None:
         self.rows: list[Row] = []
         self.resumes: list[int] = []
         self.writes = True
+        self._direction = direction
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -339,14 +321,17 @@ class History(Sequence[Row]):
         names = list(dict.fromkeys(name for row in self.rows for name in row if name != "seconds"))
         return [*names, "seconds"] if self.rows else []
 
-    def best(self, name: str, mode: str = "min") -> Row:
-        """The row in which a column is least (greatest with `mode` 'max'), of those with a finite value."""
-        rows = [row for row in self.rows if (value := row.get(name)) is not None and math.isfinite(value)]
+    def best(self, name: str, mode: str | None = None) -> Row:
+        """The row with a column's best value, `mode` 'min' or 'max'; None infers it, as ``monitor_mode=`` does.
+
+        NaN and infinities are never the best; of equal values it is the first one.
+        """
+        rows = [row for row in self.rows if is_finite(row.get(name))]
         if not rows:
-            raise KeyError(
-                f"no finite value in a column {name!r}; there are {', '.join(self.columns) or 'no rows yet'}"
-            )
-        return (max if mode == "max" else min)(rows, key=lambda row: row[name] or 0)
+            there = ", ".join(self.columns) or "no rows yet"
+            raise KeyError(f"no finite value in a column {name!r}; there are {there}")
+        mode = resolved(name, self._direction(name) if mode is None else mode, "mode")
+        return ranked(rows, lambda row: row[name], mode)[0]
 
     def column(self, name: str) -> list[float | int | None]:
         """One column's values; None where a row has none."""

@@ -226,8 +226,8 @@ class Keeper(TakingUp):
             "seed": trainer.seed,
         }
         if self._monitored is not None and self._monitored[0] == step:
-            name, mode = trainer.monitor, trainer.monitor_mode
-            summary["monitored"] = {"name": name, "value": self._monitored[1], "mode": mode}
+            name, mode, column = trainer._monitor.watched
+            summary["monitored"] = {"name": column or name, "value": self._monitored[1], "mode": mode}
         return summary
 
     def _put_best(self, contents: Contents) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
+from ..checkpoint.best import RULE, is_finite
 from . import checks
 from .batch import as_float, is_scalar
 from .blame import warn
 from .compose import Seams
 from .history import EpochLog, History, Row
+from .monitor import Monitor
 from .processes import Processes, is_sharded
-from .progress import ProgressChecker
+from .progress import ProgressChecker, make_bar
 from .spent import Spent
 
 Path = str | PathLike[str]
@@ -39,21 +42,43 @@ class Records(Seams):
     loss_buffer: float
     weight_buffer: dict[str, list[Any]]
     _valid_sets: dict[str, Any]
+    log_bar: bool
     _lines_wanted = False  # whether somebody writes down each step's values
     _processes: Processes
 
-    def _start_records(self, monitor: str, monitor_mode: str, on_nan: str) -> None:
-        checks.check_choice("monitor_mode", monitor_mode, ("min", "max"))
+    def _start_records(self, monitor: Monitor, on_nan: str) -> None:
         checks.check_choice("on_nan", on_nan, ("warn", "stop"))
-        if not isinstance(monitor, str):
-            raise TypeError(
-                f"monitor={monitor!r} is not a metric's name; write 'loss', or another metric's, such as 'acc'"
-            )
-        self.monitor, self.monitor_mode, self.on_nan = monitor, monitor_mode, on_nan
-        self.history, self.progress_checker, self._spent = History(), ProgressChecker(), Spent()
+        self._monitor, self.on_nan = monitor, on_nan
+        self.history, self.progress_checker, self._spent = History(monitor.direction), ProgressChecker(), Spent()
         self.train_metrics, self.test_metrics = {}, {}
-        self.loss_buffer = math.inf if monitor_mode == "min" else -math.inf
-        self.weight_buffer = {"epoch": [], "weight": []}
+        self._forget_best()
+
+    def _forget_best(self) -> None:
+        self.loss_buffer, self.weight_buffer = self._monitor.worst(), {"epoch": [], "weight": []}
+
+    @property
+    def monitor(self) -> str:
+        """What tells the best weights. After another one was assigned, the best is looked for anew."""
+        return self._monitor.name
+
+    @monitor.setter
+    def monitor(self, name: str) -> None:
+        self._watch_for(lambda monitor: monitor.rename(name))
+
+    @property
+    def monitor_mode(self) -> str | None:
+        """Which direction of it is better, ``'min'`` or ``'max'``; None as long as that is not known."""
+        return self._monitor.known_mode
+
+    @monitor_mode.setter
+    def monitor_mode(self, mode: str | None) -> None:
+        self._watch_for(lambda monitor: monitor.choose(mode))
+
+    def _watch_for(self, change: Callable[[Monitor], None]) -> None:
+        before = self.monitor, self.monitor_mode
+        change(self._monitor)
+        if (self.monitor, self.monitor_mode) != before:
+            self._forget_best()
 
     def _start_logs(self) -> None:
         """Begin logs that suit the number of processes; one of them writes files."""
@@ -80,6 +105,7 @@ class Records(Seams):
 
     def _begin_records(self) -> None:
         """Forget what belongs to an earlier call of `run` only."""
+        _ = self._monitor.mode  # refuses, before the first batch, one that was assigned and does not tell
         self._stop_reason: str | None = None  # all processes agree on it
         self._wish: str | None = None  # this process's
         self._epoch_began = time.perf_counter()
@@ -193,27 +219,39 @@ class Records(Seams):
     def _monitored(self, row: Row, tested: bool) -> float | None:
         """The value that tells better from worse; None in a row that lacks it."""
         split = "test" if tested else "train"
-        for name in (self.monitor, f"{split}_{self.monitor}"):
-            if row.get(name) is not None:
-                return row[name]
+        if (name := self._monitor.column(row, split)) is not None:
+            if is_finite(row[name]):
+                self._turn_to(name)
+            elif f"nan {split} {name.removeprefix(f'{split}_')}" not in self._warned:  # else the step has told it
+                self._warn_once(f"best {name}", f"{name} is {row[name]} in epoch {row['epoch']}; {RULE}")
+            return row[name]
         if self.monitor == "loss" or not any(name.startswith(f"{split}_") for name in row):
             return None
         self._warn_once("monitor", checks.unknown_monitor(self.monitor, row, split))
         return None  # and not the loss: two quantities in one comparison would keep the wrong weights
 
+    def _turn_to(self, column: str) -> None:
+        """Compare values of one column only: a run with a validation may follow on one without."""
+        if (before := self._monitor.turns_to(column)) is not None:
+            self._forget_best()
+            said = f"The best was told by {before}; from here on {column} tells it, and is compared with itself only."
+            make_bar(self.log_bar and self._processes.first).write(said)
+
     def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
         """Whether `cur_loss` (the monitored value) is the best so far; if so, keep a copy of the weights.
+
+        What the model's weights are at this moment is what is kept and saved, be they those that an add-on swaps in.
 
         Parameters
         ----------
         cur_epoch : int
             Counted from 0.
         cur_loss : float
-            NaN is never better.
+            NaN and infinities are never better, nor is an equal value.
         """
-        better = cur_loss < self.loss_buffer if self.monitor_mode == "min" else cur_loss > self.loss_buffer
+        better = self._monitor.better(cur_loss, self.loss_buffer)
         if better:
-            self.loss_buffer = cur_loss
+            self.loss_buffer = float(cur_loss)
             # On the CPU, so that the copy takes no memory of the device; a copy, since the live weights go on changing.
             spread = any(hasattr(p, "ds_id") for p in self.model.parameters())  # ZeRO-3 leaves nothing of them here
             state = whole_state(self.model) if spread else self.model.state_dict()
@@ -271,7 +309,7 @@ class Records(Seams):
             When there are no best weights yet, the file is damaged, is another model's, or holds more than tensors.
         """
         if filename is None and not self.weight_buffer["weight"]:
-            raise WeightsError("there are no best weights yet; they are kept from the first epoch's end on")
+            raise WeightsError(self._monitor.why_none(self.history.rows))
         if filename is not None:
             self._processes.wait()  # process 0 may have yet to write it
         weights = self.weight_buffer["weight"][-1] if filename is None else read_weights(filename)
@@ -282,13 +320,16 @@ class Records(Seams):
     def state_dict(self) -> dict[str, Any]:
         """Counters and the best value; an add-on adds its own under its class name."""
         counted = {"step": self.progress_checker.get_step(), "epoch": self.progress_checker.get_epoch()}
-        return {"Trainer": {**counted, "best": self.loss_buffer}}
+        return {"Trainer": {**counted, "best": self.loss_buffer, "monitor": self._monitor.watched}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave. A best value by another `monitor` than this trainer's is left out."""
         own = state["Trainer"]
         self.progress_checker.init_state(own["step"], own["epoch"])
-        self.loss_buffer = own["best"]
+        if self._monitor.takes(own.get("monitor", self._monitor.watched)):
+            self.loss_buffer = own["best"]
+        else:
+            self._forget_best()
 
 
 def _copy(value: Any) -> Any:

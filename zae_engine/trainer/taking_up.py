@@ -113,8 +113,16 @@ class TakingUp:
         self._at_an_end = True
 
     def find(self, which: str | Path) -> Checkpoint | None:
-        """The checkpoint to go on from, verified; the same one on every process."""
+        """The checkpoint to go on from, verified; the same one on every process.
+
+        Raises
+        ------
+        CheckpointError
+            When there are checkpoints, none of which is the best that is wanted.
+        """
         found, said = self._processes.on_first(lambda: choose(self.folder / FOLDER, which))
+        if found is None and which == "best" and self._names():
+            raise CheckpointError(f"{str(self.folder)!r}: {'; '.join(said)}")
         for sentence in said if self._processes.first else ():
             warn(sentence)
         return found
@@ -124,13 +132,24 @@ class TakingUp:
         self._at_an_end, self.log.mine = False, False  # also when it is put in partly only
         state = put_whole(self.trainer, checkpoint)
         self._broken = False
-        self._best, self._best_weights, self._monitored = state["best"], None, None
+        self._best = state["best"] if self._is_comparable(state) else None
+        self._best_weights, self._monitored = None, None
         inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
         self.log.after = checkpoint.manifest.get("history", 0) if inside else 0
         self.log.origin = str(checkpoint.path.name if inside else checkpoint.path)
         self.log.begins = not inside
         self._load_best(checkpoint, inside, state["best_extra"])
         return state
+
+    def _is_comparable(self, state: dict[str, Any]) -> bool:
+        """Whether the best of a checkpoint was told by what tells it now."""
+        then, now = state["stack"]["Trainer"].get("monitor"), self.trainer._monitor.watched
+        if not then or [*then[:2]] == now[:2]:
+            return True
+        if state["best"] is not None:
+            was, is_now = (f"{name} ({mode})" for name, mode, _ in (then, now))
+            warn(f"the best weights so far are the best by {was}; by {is_now} they are looked for anew from here on")
+        return False
 
     def _load_best(self, checkpoint: Checkpoint, inside: bool, extra: dict[str, Any]) -> None:
         buffer: dict[str, list[Any]] = {"epoch": [], "weight": []}

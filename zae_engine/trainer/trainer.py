@@ -18,6 +18,7 @@ from .device import Device, resolve_accumulation
 from .gathering import put_together
 from .history import History
 from .metrics import check_metrics
+from .monitor import Monitor
 from .pacing import Pacing
 from .plan import named
 from .progress import make_bar
@@ -67,8 +68,8 @@ class Trainer(Pacing):
     monitor : str
         What tells the best weights: ``'loss'``, or another metric by its name, such as ``'acc'`` or ``'test_acc'``.
         The validation's value is taken, without a validation loader the training's.
-    monitor_mode : {'min', 'max'}
-        Which direction of it is better.
+    monitor_mode : {'min', 'max'}, optional
+        Which direction of it is better. None infers it from the name, or from ``higher_is_better`` of its metric.
     on_nan : {'warn', 'stop'}
         What happens when a value that the step returned is not finite; 'stop' ends the run when it is the loss.
     metrics : dict of str to metric, optional
@@ -125,7 +126,7 @@ class Trainer(Pacing):
         mixed_precision: str | None = None,
         seed: int | None = None,
         monitor: str = "loss",
-        monitor_mode: str = "min",
+        monitor_mode: str | None = None,
         on_nan: str = "warn",
         metrics: Mapping[str, Any] | None = None,
         split_batches: bool = True,
@@ -156,7 +157,7 @@ class Trainer(Pacing):
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
         self._split_batches, self._kwargs_handlers = split_batches, kwargs_handlers
-        self._start_records(monitor, monitor_mode, on_nan)
+        self._start_records(Monitor(monitor, monitor_mode, self.metrics), on_nan)
         self._join(device, mixed_precision)
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
 

@@ -17,7 +17,7 @@ Stopping = Scripted.add_on(EarlyStoppingAddon)
 
 
 def run(epochs=8, **options):
-    trainer = make(Stopping, monitor="score", **options)
+    trainer = make(Stopping, monitor="score", monitor_mode="min", **options)
     trainer.run(epochs, loader(), loader(20))
     return trainer
 
@@ -46,7 +46,7 @@ def test_it_changes_no_weights():
 
 def test_its_state_goes_on_in_another_trainer():
     first = run(epochs=3, patience=2)
-    second = make(Stopping, monitor="score", patience=2)
+    second = make(Stopping, monitor="score", monitor_mode="min", patience=2)
     second.load_state_dict(first.state_dict())
     second.run(5, loader(), loader(20))
     assert second.history.column("epoch") == [4]

@@ -276,7 +276,7 @@ class Worsening(PlainTrainer):
 
 
 def worsening(folder, **options):
-    return managed(folder, Worsening, monitor="off", **options)
+    return managed(folder, Worsening, monitor="off", monitor_mode="min", **options)
 
 
 @pytest.mark.parametrize("save_every", ["1ep", "4ep", "4st"])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...checkpoint.best import is_better, is_finite
 from ..checks import check_number
 from ..compose import AddOnBase
+from ..monitor import Monitor
 
 
 class EarlyStoppingAddon(AddOnBase):
     """Ends the run when the monitored value (``monitor=``) has not got better for a while.
+
+    NaN and infinities are never better, so they count as waiting.
 
     Parameters
     ----------
@@ -24,6 +28,8 @@ class EarlyStoppingAddon(AddOnBase):
     >>> trainer = Stopping(model, optimizer=optimizer, patience=3)
     """
 
+    _monitor: Monitor  # the trainer's
+
     def __init__(self, *args: Any, patience: int = 5, min_delta: float = 0.0, **kwargs: Any) -> None:
         check_number("patience", patience, 1, whole=True)
         check_number("min_delta", min_delta, 0)
@@ -31,6 +37,7 @@ class EarlyStoppingAddon(AddOnBase):
         self.patience, self.min_delta = patience, min_delta
         self._reference: float | None = None
         self._waited = 0
+        self._watched = self._monitor.watched
 
     def run(self, n_epoch: Any = None, loader: Any = None, valid_loader: Any = None, **options: Any) -> Any:
         """Run; called again after it has stopped, it waits anew."""
@@ -41,27 +48,26 @@ class EarlyStoppingAddon(AddOnBase):
     def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
         """Count the evaluations since the last better one, and stop when there were enough."""
         better: bool = super().check_better(cur_epoch, cur_loss)
-        if self._counts(cur_loss):
+        if self._watched != (watched := self._monitor.watched):  # another value is looked at: it begins anew
+            self._watched, self._reference, self._waited = watched, None, 0
+        if is_better(cur_loss, self._reference, self._monitor.mode, by=self.min_delta):
             self._reference, self._waited = cur_loss, 0
         else:
             self._waited += 1
         if self._waited >= self.patience:
-            self.stop(f"{self.monitor} has not got better in {self._waited} evaluations")
+            what = "has never been finite" if self._reference is None else "has not got better"
+            last = "" if is_finite(cur_loss) else f" (the last value: {cur_loss})"
+            self.stop(f"{self.monitor} {what} in {self._waited} evaluations{last}")
         return better
 
-    def _counts(self, value: float) -> bool:
-        """Whether `value` is better than the reference by more than `min_delta`; NaN never is."""
-        if self._reference is None:
-            return value == value
-        gain = self._reference - value if self.monitor_mode == "min" else value - self._reference
-        return gain > self.min_delta
-
     def state_dict(self) -> dict[str, Any]:
-        """The reference value and how long was waited."""
-        return {**super().state_dict(), "EarlyStoppingAddon": {"reference": self._reference, "waited": self._waited}}
+        """The reference value, how long was waited, and what for."""
+        own = {"reference": self._reference, "waited": self._waited, "watched": self._watched}
+        return {**super().state_dict(), "EarlyStoppingAddon": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave; after a trainer without this add-on, or by another `monitor`, wait anew."""
         super().load_state_dict(state)
-        own = state["EarlyStoppingAddon"]
-        self._reference, self._waited = own["reference"], own["waited"]
+        own, now = state.get("EarlyStoppingAddon", {}), self._monitor.watched
+        known = own if [*own.get("watched", now)] == now else {}
+        self._watched, self._reference, self._waited = now, known.get("reference"), known.get("waited", 0)

@@ -73,7 +73,7 @@ LAYERS = [
     {"pieces", "states"},
     {"sharded", "deepspeed"},
     {"cutting"},
-    {"seeded", "agreement", "evaluation", "metrics", "layout", "held_state"},
+    {"trained", "seeded", "agreement", "evaluation", "metrics", "layout", "held_state"},
     {"sampling", "history", "resume_trace"},
     {"window", "signals", "fingerprint", "run_file", "per_sample"},
     {"plan", "gathering"},

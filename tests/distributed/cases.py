@@ -29,6 +29,7 @@ from torch.utils.data import (
 
 from tests.distributed import problem
 from tests.distributed.problem import Digits, Weighted, digits, loader, trainer_for
+from zae_engine import Trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 F64 = torch.float64
@@ -453,6 +454,93 @@ def unpicklable() -> None:
     raise OwnError("a disk of its own kind")
 
 
+# ---------------------------------------------------------------------- what is trained changes in the run
+
+
+class Changing(Digits):
+    """Begins with a frozen layer; thaws it, freezes another one, or gives it to the optimizer, before an epoch."""
+
+    change = "thawed"
+
+    def run_epoch(self, batches, **kwargs):
+        epoch = self.progress_checker.get_epoch()
+        if self.mode == "train" and epoch == 2 and self.change != "between":
+            change(self, self.change)
+        if self.mode == "train" and epoch == 3 and self.change == "back":
+            self.model[0].requires_grad_(False)
+        super().run_epoch(batches, **kwargs)
+
+
+class ChangingWeighted(Changing, Weighted):
+    """With counted items."""
+
+
+def change(trainer, kind: str) -> None:
+    backbone, head = trainer.model[0], trainer.model[2]
+    backbone.requires_grad_(True)
+    if kind == "added":
+        trainer.optimizer.add_param_group({"params": list(backbone.parameters()), "lr": 0.02, "momentum": 0.5})
+    if kind == "frozen":
+        head.requires_grad_(False)
+
+
+def thawing(kind: str, trainer=Changing, **options) -> dict:
+    network = problem.model("mlp", F64)
+    network[0].requires_grad_(False)
+    held = [p for p in network.parameters() if p.requires_grad or kind != "added"]
+    optimizer = torch.optim.SGD(held, lr=0.05, momentum=0.9)
+    trained = trainer(network, "cpu", optimizer=optimizer, log_bar=False, **{"seed": 0} | options)
+    trained.change = kind
+    if kind == "between":
+        trained.run(1, loader(203, F64))
+        change(trained, kind)
+    trained.run(2 if kind == "between" else 3, loader(203, F64), loader(41, F64))
+    return {"weights": problem.weights(network), "seen": trained.seen, "rows": trained.history.rows}
+
+
+class Suddenly(Digits):
+    """Thaws, or freezes, in the middle of an epoch."""
+
+    thaws, at = True, 3
+
+    def train_step(self, batch):
+        if self.progress_checker.get_step() == self.at:
+            self.model[0].requires_grad_(self.thaws)
+        return super().train_step(batch)
+
+
+class FrozenSuddenly(Suddenly):
+    thaws = False
+
+
+class ThawedLast(Suddenly):
+    at = 7  # the epoch's last step
+
+
+def suddenly(kind: type[Trainer]) -> dict:
+    network = problem.model("mlp", F64)
+    network[0].requires_grad_(not kind.thaws)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    trainer = kind(network, "cpu", optimizer=optimizer, log_bar=False, seed=0)
+    try:
+        trainer.run(1, loader(203, F64))
+    except RuntimeError as error:
+        return {"error_text": str(error), "step": trainer.progress_checker.get_step() - 1}
+    return {"error_text": "", "weights": problem.weights(network)}
+
+
+def differently() -> dict:
+    """Each process trains other parameters."""
+    network = problem.model("mlp", F64)
+    network[0].requires_grad_(RANK == 0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    try:
+        Digits(network, "cpu", optimizer=optimizer, log_bar=False, seed=0)
+    except ValueError as error:
+        return {"error_text": str(error)}
+    return {"error_text": ""}
+
+
 # ---------------------------------------------------------------------- weights, seeds, sharded models
 
 
@@ -549,6 +637,17 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
     }
     found |= {f"evaluation-{size}": partial(evaluation, size) for size in (1, 2, 3, 7)}
     found |= {f"refused-{kind}": partial(refused, kind) for kind in REFUSED}
+    found |= {f"thaw-{kind}": partial(thawing, kind) for kind in ("thawed", "frozen", "added", "between", "back")}
+    found |= {
+        "thaw-clipped": partial(thawing, "added", gradient_clip=0.1),
+        "thaw-pieces": partial(thawing, "thawed", gradient_accumulation_steps=3),
+        "thaw-weighted": partial(thawing, "added", ChangingWeighted, gradient_accumulation_steps=2),
+        "thaw-shards": partial(thawing, "added", shards=12),
+        "suddenly-thawed": partial(suddenly, Suddenly),
+        "suddenly-thawed-last": partial(suddenly, ThawedLast),
+        "suddenly-frozen": partial(suddenly, FrozenSuddenly),
+        "differently": differently,
+    }
     found["bf16"] = partial(train, loader(203), mixed_precision="bf16")
     return found
 

@@ -13,10 +13,11 @@ _MOST = 64  # steps between them, since steps may become slower
 
 
 class Wish(NamedTuple):
-    """Why a process wants the run to end, and why it is called away, so that nothing more can be computed."""
+    """Why a process wants the run to end, why it is called away, and what is wrong, so that nobody can go on."""
 
     stop: str | None = None
     away: str | None = None
+    wrong: str | None = None
 
 
 NOTHING = Wish()
@@ -69,8 +70,8 @@ class Agreement:
         mine = [wish != NOTHING, (step + ahead) if first else 0, *(late and first for late in clocks)]
         wishes, self._next, *late = self._processes.sum(mine).tolist()
         everyone = self._processes.gather(wish) if wishes else [NOTHING]
-        stop, away = (next((reason for reason in reasons if reason), None) for reasons in zip(*everyone, strict=True))
-        return Wish(stop, away), list(map(bool, late))
+        first_ones = (next((reason for reason in reasons if reason), None) for reasons in zip(*everyone, strict=True))
+        return Wish(*first_ones), list(map(bool, late))
 
 
 def refuse_different(processes: Processes, settings: dict[str, Any]) -> None:

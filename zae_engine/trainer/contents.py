@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..checkpoint.weights import WeightsError, load_weights, plain
 from .blame import warn
 from .processes import is_sharded
 from .saving import MODEL, STATE, Contents, own_stem
+from .trained import Trained, put_trained
 
 Nest = dict[str, Any]
 
@@ -42,6 +44,9 @@ def whole_of(trainer: Any, contents: Contents) -> None:
         "modes": trainer._modes.chosen(trainer.model),
         "stack": trainer.state_dict(),
         "optimizer": None if spread or engine else _optimizer(trainer).state_dict(),
+        "trained": Trained(trainer.model, trainer.optimizer).plain(),
+        "trained_before": trainer._border.plain() if trainer._open and trainer._border else None,
+        "trained_first": trainer._trained_first,
         "scheduler": _scheduler_state(trainer.scheduler),
         "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler is not None else None,
         "extra": {k: v for k, v in model.items() if not isinstance(v, Tensor)},
@@ -90,17 +95,65 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
         _put_parts(trainer, checkpoint, state)
         if trainer.mode == "train" and "modes" in state:
             trainer._modes.choose(trainer.model, state["modes"])
-        own, streams = _parts_for(trainer._processes, checkpoint)
-        trainer.seed = state["seed"]
-        _put_stack(trainer, state["stack"])
-        trainer._go_to(state["position"], own, streams)
+        _put_place(trainer, checkpoint, state)
+        _put_border(trainer, checkpoint, state)
     except (WeightsError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{str(path)!r} does not fit this trainer: {reason}") from error
     return state
 
 
+def put_passed(trainer: Any, checkpoint: Checkpoint) -> Nest:
+    """Give the trainer what can be looked at of a checkpoint of a later call of `run`, which will be loaded then.
+
+    Those are the weights, if the model is the same by now, the history and the best weights. The script may yet change
+    what is trained, and how, so the optimizer and the scheduler stay as they are.
+    """
+    state = _document(checkpoint, STATE)
+    if has_engine(trainer) or is_sharded(trainer.model):
+        return put_whole(trainer, checkpoint)  # which cannot be put in partly
+    with suppress(WeightsError):
+        weights = read_tensors(listed(checkpoint, MODEL)) | state["extra"]
+        load_weights(trainer.model, weights, source=f"{str(checkpoint.path)!r}")
+    _put_place(trainer, checkpoint, state)
+    return state
+
+
+def _put_place(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
+    """Counters, the add-ons' states, the history, and where the run is."""
+    own, streams = _parts_for(trainer._processes, checkpoint)
+    trainer.seed = state["seed"]
+    _put_stack(trainer, state["stack"])
+    trainer._go_to(state["position"], own, streams)
+
+
+def _put_border(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
+    """In the middle of an epoch: be as it was before the epoch, for what the user's `run_epoch` does at its begin.
+
+    That is done a second time then; afterwards everything is put in again.
+    """
+    before, midway = state.get("trained_before"), trainer._midway
+    if midway is None or before is None or trainer.optimizer is None:
+        return
+    if before != state["trained"] and not has_engine(trainer):
+        _put_trained(trainer, state, before)
+    if before != state["trained"] or any("run_epoch" in vars(c) and _is_users(c) for c in type(trainer).__mro__):
+        midway.again = partial(_put_parts, trainer, checkpoint, state)
+
+
+def _put_trained(trainer: Any, state: Nest, trained: Nest) -> None:
+    options = state["optimizer"] and state["optimizer"]["param_groups"]
+    firsts = (state["trained_first"], trainer._trained_first)
+    put_trained(trainer.model, _optimizer(trainer), trained, *firsts, options)
+
+
+def _is_users(cls: type) -> bool:
+    return not cls.__module__.startswith("zae_engine.")
+
+
 def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
+    if trainer.optimizer is not None and "trained" in state and not has_engine(trainer):
+        _put_trained(trainer, state, state["trained"])
     if has_engine(trainer):
         load_engine(checkpoint.path, trainer._prepared)
     elif f"{FOLDER}/{VALUES}" in checkpoint.files:

@@ -12,6 +12,7 @@ from .progress import SilentBar
 from .resuming import CalledAway, Resuming
 from .schedule import step_scheduler
 from .seeding import loader_states, put_loader_states
+from .trained import Trained
 
 
 class Pacing(Resuming):
@@ -30,7 +31,7 @@ class Pacing(Resuming):
         self._spent.samples += self._samples
         due = self._validation.at_step(step)
         if due or self._agreement.due(step):
-            due |= self._settle(step)
+            due |= self._settle(step, within=True)
         if due and self._valid_sets:
             self.train_metrics.clear()
             self.train_metrics.update(pooled(self._processes.gather(self.log_train.sums())))
@@ -40,7 +41,7 @@ class Pacing(Resuming):
                 row = self._take_stock(self.progress_checker.get_epoch(), tested)
                 bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
             self._open.paused = True  # whoever leaves now, has tested
-            self._settle(step)
+            self._settle(step, within=True)
         self._stop_reason = self._stop_reason or self._budget.spent(step)
         self._open.paused = True
         self._at_rest()
@@ -52,12 +53,14 @@ class Pacing(Resuming):
             return self._pause(bar, **kwargs)
         return self._stop_reason is not None  # the run went on after its last step
 
-    def _settle(self, step: int) -> bool:
+    def _settle(self, step: int, within: bool = False) -> bool:
         """Agree with the other processes on whether to stop; return whether it is time for a validation."""
         saves = self._saving is not None and self._saving.late()
         logs = self._logging is not None and self._logging.late()
         clocks = (self._validation.late(), saves, logs)
-        wish, (tests, saves, logs) = self._agreement.settle(step, self._own_wish(), clocks)
+        wish, (tests, saves, logs) = self._agreement.settle(step, self._own_wish(within), clocks)
+        if wish.wrong:
+            raise RuntimeError(wish.wrong)
         self._stop_reason = self._stop_reason or wish.stop or self._budget.spent(step)
         self._save_due |= saves
         self._log_due |= logs
@@ -101,7 +104,7 @@ class Pacing(Resuming):
                 step_scheduler(self.scheduler, self._tested_loss if self._valid_sets else row.get("train_loss"))
                 self._tested_loss = None
             self.progress_checker.update_epoch()
-            self._open = None
+            self._open, self._border = None, Trained(self.model, self.optimizer)
         self._epoch_began = time.perf_counter()
         self._settle(step)
         if training:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ from .plan import BatchPlan, named
 from .progress import SilentBar
 from .schedule import Budget, Interval
 from .seeding import generators_of, loader_states, put_loader_states, put_streams, set_streams, streams_of
+from .trained import Trained
 
 
 class CalledAway(BaseException):
@@ -43,6 +44,9 @@ class Midway:
         Where this process's random streams were.
     logs, measures : list of dict
         What the processes had of the epoch whose values this one goes on with.
+    again : callable or None
+        Puts the model and what trains it once more to where they were: what an override of `run_epoch` does before an
+        epoch, it has done a second time when that epoch is gone on with.
     """
 
     batch: int
@@ -53,6 +57,7 @@ class Midway:
     streams: dict[str, Any] | None
     logs: list[dict[str, Any]]
     measures: list[dict[str, Any]]
+    again: Callable[[], None] | None = None
 
 
 @dataclass
@@ -80,12 +85,16 @@ class Resuming(Evaluating):
     _agreement: Agreement
     _open: Open | None = None
     _midway: Midway | None = None
+    _border: Trained | None = None  # between two epochs: what was trained before the present one
     _resumed: dict[str, Any] | None = None
     _called: str | None = None  # away, by a signal that this process got
 
     def _open_epoch(self, loader: Any, epoch: int, bar: SilentBar) -> BatchPlan:
         """The plan of a training epoch, from its first batch or from where it was left."""
         midway, self._midway = self._midway, None
+        if midway is not None and midway.again is not None:
+            midway.again()
+        self._prepare()
         generators = generators_of(loader)
         put_loader_states(loader, midway.generators if midway else [])
         opened = Open(self._plan(loader, epoch), [g.get_state() for g in generators])
@@ -116,14 +125,14 @@ class Resuming(Evaluating):
 
     # ------------------------------------------------------------------ what the processes agree on
 
-    def _own_wish(self) -> Wish:
-        """Why this process wants the run to end, or cannot go on."""
-        late = self._budget.late()
-        if not (late or self._wish or self._called):
+    def _own_wish(self, within: bool = False) -> Wish:
+        """Why this process wants the run to end, or cannot go on; `within`: between two steps of an epoch."""
+        late, wrong = self._budget.late(), self._untaken() if within else None
+        if not (late or wrong or self._wish or self._called):
             return NOTHING
         if late and self._leaves and self._budget.bounded:  # it is this job's time that is over, not the run's
-            return Wish(self._wish, self._called or late)
-        return Wish(self._wish or late, self._called)
+            return Wish(self._wish, self._called or late, wrong)
+        return Wish(self._wish or late, self._called, wrong)
 
     def _look_up(self, bar: SilentBar, **kwargs: Any) -> bool:
         """Between two batches of an evaluation: break it off if the processes are called away."""

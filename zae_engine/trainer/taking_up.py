@@ -5,6 +5,7 @@ The trainer is passed as Any, since its module is above this one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
 from .blame import warn
-from .contents import listed, put_whole, with_twins
+from .contents import listed, put_passed, put_whole, with_twins
 from .processes import Processes
 from .run_log import RunLog
 
@@ -129,8 +130,17 @@ class TakingUp:
 
     def load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Give the trainer a checkpoint's state; return the document of process 0."""
+        return self._taken(checkpoint, put_whole)
+
+    def pass_over(self, checkpoint: Checkpoint) -> None:
+        """A call of `run` was done before, and the checkpoint is of a later one, which has to load it."""
+        self._taken(checkpoint, put_passed)
+        self.log.after = None  # so that a later call which does not is refused
+        self.calls += 1
+
+    def _taken(self, checkpoint: Checkpoint, put: Callable[[Any, Checkpoint], dict[str, Any]]) -> dict[str, Any]:
         self._at_an_end, self.log.mine = False, False  # also when it is put in partly only
-        state = put_whole(self.trainer, checkpoint)
+        state = put(self.trainer, checkpoint)
         self._broken = False
         self._best = state["best"] if self._is_comparable(state) else None
         self._best_weights, self._monitored = None, None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from . import checks, habits
@@ -25,8 +25,8 @@ from .progress import make_bar
 from .sampling import check_shared, set_epoch
 from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
-from .shards import ShardSum, check_shards, one_thread
-from .update import DelegatedUpdate, NoUpdate, make_update, spreads
+from .shards import check_shards, one_thread
+from .update import spreads
 from .window import Window
 
 if TYPE_CHECKING:
@@ -250,6 +250,7 @@ class Trainer(Pacing):
     def _get_ready(self, limits: list[Duration], valid_every: Duration) -> None:
         """Decide, before the loop, everything that the loop would else have to ask again."""
         self._prepare()
+        self._border = self._trained
         self._valid_sets = named(self.valid_loader)
         training = self.mode == "train"
         done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
@@ -261,16 +262,7 @@ class Trainer(Pacing):
         self.batch_size = self._plan(self.loader).batch_size or 0
         self.valid_batch_size = max((self._plan(v).batch_size or 0 for v in self._valid_sets.values()), default=0)
         self._shows = self.log_bar and self._processes.first
-        self._update: DelegatedUpdate = NoUpdate()
-        if self._prepared_optimizer is not None:
-            shards = None
-            if self.shards is not None:
-                count = self.progress_checker.get_step
-                shards = ShardSum(self.model, self._processes, self.shards, self.device, self.seed, count)
-            parts = (self.accelerator, self._prepared, self._prepared_optimizer, self.gradient_clip, shards)
-            self._update = make_update(*parts)
-            self._update.zero_grad()
-            self._unproven: Sequence[Tensor] = self._update.parameters
+        self._make_update()
 
     def run_epoch(self, loader: Any, **kwargs: Any) -> None:
         """Walk `loader` once: train on it in mode 'train', evaluate in mode 'test'. Then take the epoch's metrics."""

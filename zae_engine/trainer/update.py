@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from .processes import is_sharded
 from .shards import ShardSum
+from .trained import in_words
 from .window import Items, Micro, Window
 
 Step = Callable[[Any], dict[str, Any]]
@@ -54,21 +55,29 @@ def _call(step: Step, batch: Any) -> dict[str, Any]:
 def forward_of(prepared: nn.Module) -> Callable[[Step, Any], dict[str, Any]]:
     """How to run a step in the prepared module; a plain call when Accelerate put nothing around it."""
     if isinstance(prepared, DistributedDataParallel):
-        return partial(_in_parallel, prepared)
+        held = [(n, p) for n, p in prepared.module.named_parameters() if p.requires_grad]
+        return partial(_in_parallel, prepared, held)
     return _call if type(prepared) is StepModule and "forward" not in vars(prepared) else prepared
 
 
-def _in_parallel(prepared: nn.Module, step: Step, batch: Any) -> dict[str, Any]:
+def _in_parallel(prepared: nn.Module, held: list[tuple[str, nn.Parameter]], step: Step, batch: Any) -> dict[str, Any]:
     try:
         values: dict[str, Any] = prepared(step, batch)
         return values
     except RuntimeError as error:
         if "find_unused_parameters" not in str(error):
             raise
+        search = "kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]"
+        if frozen := [name.removeprefix("model.") for name, p in held if not p.requires_grad]:
+            raise RuntimeError(
+                f"{in_words(frozen)} of the model got frozen in the middle of an epoch, and the processes still wait"
+                " for the gradients; freeze before run(), or in run_epoch before super().run_epoch(...), where the"
+                f" trainer sees it; or give {search}"
+            ) from error
         raise RuntimeError(
             "some parameters of the model had no part in the last step's loss, for whose gradients the processes wait;"
-            " freeze them (requires_grad_(False)), or give kwargs_handlers="
-            "[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)], which costs a search each step"
+            " freeze them before the epoch (requires_grad_(False)), or give"
+            f" {search}, which costs a search each step"
         ) from error
 
 
@@ -100,6 +109,15 @@ def prepare(
         )
     whole = accelerator.prepare_model(module, evaluation_mode=True)
     return whole, None if optimizer is None else accelerator.prepare_optimizer(optimizer)
+
+
+def prepare_again(accelerator: Accelerator, module: StepModule, optimizer: Any, apart: bool) -> Any:
+    """Return a module anew as Accelerate prepares it; the optimizer, which it has prepared before, stays as it is."""
+    accelerator.free_memory()  # which collects garbage, a fifth of a second long: hooks of what was prepared before
+    whole = accelerator.prepare_model(module, evaluation_mode=apart or is_sharded(module.model))
+    if optimizer is not None:
+        accelerator.prepare_optimizer(optimizer)  # is noted only; to prepare it again would cast its state
+    return whole
 
 
 def spreads(accelerator: Accelerator) -> bool:

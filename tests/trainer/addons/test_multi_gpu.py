@@ -266,6 +266,39 @@ def test_a_session_knows_what_its_workers_have_saved(tmp_path):
     assert len(list((tmp_path / "kept" / "checkpoints").iterdir())) == 2
 
 
+THAWING = """
+import json
+from tests.helpers import *
+from zae_engine.trainer.addons import MultiGPUAddon
+
+class Thawing(PlainTrainer):
+    def run_epoch(self, batches, **kwargs):
+        if self.progress_checker.get_epoch() == 2:
+            self.model[0].requires_grad_(True)
+            self.optimizer.add_param_group({"params": list(self.model[0].parameters()), "lr": 0.02})
+        super().run_epoch(batches, **kwargs)
+
+def build(device):
+    model = mlp().double()
+    model[0].requires_grad_(False)
+    return make(Thawing.add_on(MultiGPUAddon), model=model, optimizer=sgd(model[3]), device=device)
+
+a, b = build(["cpu", "cpu"]), build("cpu")
+batches = [(x.double(), y) for x, y in loader()]
+_ = a.run(2, batches), b.run(2, batches)
+_ = a.run(1, batches), b.run(1, batches)
+found = {"apart": largest_difference(weights(a.model), weights(b.model)), "trained": a.model[0].weight.requires_grad}
+print(json.dumps({**found, "groups": [[len(g["params"]), g["lr"]] for g in a.optimizer.param_groups]}))
+"""
+
+
+def test_what_the_workers_have_thawed_is_thawed_in_the_session(tmp_path):
+    ((_, out, err),) = finish(session(tmp_path, THAWING))
+    found = json.loads(out) if out.startswith("{") else err
+    assert found.pop("apart") <= 1e-14
+    assert found == {"trained": True, "groups": [[2, 0.1], [2, 0.02]]}
+
+
 SLOW = """
 from tests.helpers import *
 from zae_engine.trainer.addons import MultiGPUAddon

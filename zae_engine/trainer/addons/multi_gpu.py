@@ -24,6 +24,7 @@ from ..device import resolve_precision
 from ..history import EpochLog
 from ..plan import named
 from ..seeding import generators_of
+from ..trained import Trained, put_trained
 from .mix_precision import PrecisionMixerAddon, choose
 
 # Of what a run leaves in the trainer, that which nothing else brings back to a session.
@@ -178,6 +179,7 @@ def _outcome(trainer: Any) -> dict[str, Any]:
         "model": state,
         "buffers": {name: buffer for name, buffer in model.named_buffers() if name not in state},
         "modes": {name: module.training for name, module in model.named_modules()},
+        "trained": Trained(model, trainer.optimizer).plain(),
         "parts": {name: part.state_dict() for name, part in _parts(trainer).items()},
         "generators": [generator.get_state() for generator in _generators(trainer)],
         "trainer": trainer.state_dict(),
@@ -194,6 +196,9 @@ def _put_back(trainer: Any, outcome: dict[str, Any]) -> None:
         trainer.model.get_buffer(name).data = value
     for name, training in outcome["modes"].items():
         trainer.model.get_submodule(name).training = training
+    if trainer.optimizer is not None:
+        options = outcome["parts"]["optimizer"]["param_groups"]
+        put_trained(trainer.model, trainer.optimizer, outcome["trained"], {}, {}, options)
     for name, part in _parts(trainer).items():
         part.load_state_dict(outcome["parts"][name])
     for generator, state in zip(_generators(trainer), outcome["generators"], strict=True):

@@ -323,18 +323,16 @@ class StateManagerAddon(RunFolderAddon):
             keeper.calls = max(keeper.calls, call)
         if resume == "auto" and keeper.has_done(call):
             return False
+        if keeper.calls < call:  # nothing is compared: the script has yet to change what it had changed by then
+            self._tell(f"Call {keeper.calls + 1} of run() was done before; {found.path.name} is of call {call + 1}.")
+            keeper.pass_over(found)
+            return True
         self._compare(found, keeper.calls == call)
         state = keeper.load(found)
         if self._is_done(state, n_epoch, limits):
-            said = f"{found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded."
-            if keeper.calls == call:
-                self._conclude(*loaders)
-                keeper.has_loaded_its_end()
-                self._tell(f"The run is done: {said}")
-            else:
-                self._tell(
-                    f"Call {keeper.calls + 1} of run() was done before; {found.path.name} is of call {call + 1}."
-                )
+            self._conclude(*loaders)
+            keeper.has_loaded_its_end()
+            self._tell(f"The run is done: {found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded.")
             keeper.calls += 1
             return True
         self._tell(f"Going on from {found.path.name}: epoch {found.manifest['epoch'] + 1}, step {found.step + 1:,}.")
@@ -343,7 +341,7 @@ class StateManagerAddon(RunFolderAddon):
     def _is_done(self, state: dict[str, Any], n_epoch: Any, limits: dict[str, Any]) -> bool:
         """Whether this call of `run` was brought to its end before; if it was interrupted, it is to be finished."""
         if self._keeper.calls != state["call"]:
-            return bool(self._keeper.calls < state["call"])
+            return False
         if not state["begun"] and not state["complete"]:  # save_state() has saved it between two calls
             return False
         position = state["position"]

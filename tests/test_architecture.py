@@ -75,7 +75,7 @@ LAYERS = [
     {"cutting"},
     {"trained", "seeded", "agreement", "evaluation", "metrics", "layout", "held_state"},
     {"sampling", "history", "resume_trace"},
-    {"window", "signals", "fingerprint", "run_file", "per_sample"},
+    {"window", "signals", "fingerprint", "run_file", "per_sample", "one_model"},
     {"plan", "gathering"},
     {"checks", "banner", "shards", "replay"},
     {"monitor", "device", "update", "records", "verify", "saving", "step_lines", "afterwards"},

@@ -541,6 +541,132 @@ def differently() -> dict:
     return {"error_text": ""}
 
 
+# ---------------------------------------------------------------------- several models
+
+
+class Rival(Digits):
+    """A second network with an optimizer of its own, which the trainer does not know."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        torch.manual_seed(1)
+        self.rival = nn.Linear(10, 2, dtype=F64) if not hasattr(self.model, "rival") else self.model.rival
+        self.steps = torch.optim.SGD(self.rival.parameters(), lr=0.01)
+
+    def fight(self, batch) -> None:
+        x, y, _ = batch
+        self.steps.zero_grad()
+        nn.functional.cross_entropy(self.rival(self.model[:3](x).detach()), y % 2).backward()
+        self.steps.step()
+
+    def train_step(self, batch):
+        self.fight(batch)
+        x, y, ids = batch
+        out = self.model[:3](x)
+        return {"loss": nn.functional.cross_entropy(out, y) - self.rival(out).square().mean(), "ids": ids}
+
+
+class InOptimize(Rival):
+    def optimize(self, window):
+        super().optimize(window)
+        self.fight(window.micros[0].batch)
+
+    def train_step(self, batch):
+        return Digits.train_step(self, batch)
+
+
+class Rarely(Rival):
+    """Begins in the second epoch."""
+
+    def fight(self, batch):
+        if self.progress_checker.get_epoch() == 2:
+            super().fight(batch)
+
+
+class Around(Digits):
+    """It is none of the trainer's attributes."""
+
+    def train_step(self, batch):
+        x, y, _ = batch
+        nn.functional.cross_entropy(OUTSIDE(x), y).backward()
+        AROUND.step()
+        AROUND.zero_grad()
+        return super().train_step(batch)
+
+
+torch.manual_seed(2)
+OUTSIDE = nn.Linear(64, 10, dtype=F64)
+AROUND = torch.optim.SGD(OUTSIDE.parameters(), lr=0.01)
+
+
+class Alone(Digits):
+    """Changes a parameter on one process only, and in one step."""
+
+    def optimize(self, window):
+        super().optimize(window)
+        if self._processes.count - 1 == RANK and self.progress_checker.get_step() == 9:
+            self.model[2].bias.data[3] += 1e-3
+
+
+class Frozen(Digits):
+    """Has another network, which is not trained, and not the same on every process."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.other = nn.Linear(3, 3)
+
+
+class Checkpointed(nn.Module):
+    """Reentrant checkpoints of a layer that is used twice, of whose gradient only a part is exchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        for layer in (self.first, self.first, self.second):
+            x = torch.utils.checkpoint.checkpoint(layer, x.requires_grad_(), use_reentrant=True)
+        return x
+
+
+def mlp() -> nn.Module:
+    return problem.model("mlp", F64)
+
+
+def with_rival() -> nn.Module:
+    """Its last layer is not for the trainer's optimizer."""
+    network = mlp()
+    network.rival = nn.Linear(10, 2, dtype=F64).requires_grad_(False)
+    return network
+
+
+def several(kind: type[Trainer], network: Callable[[], nn.Module] = mlp, **options) -> dict:
+    trained = network()
+    held = [p for p in trained.parameters() if p.requires_grad]
+    trained.requires_grad_(True)
+    trainer = kind(trained, "cpu", optimizer=torch.optim.SGD(held, lr=0.05), log_bar=False, seed=0, **options)
+    try:
+        trainer.run(2, loader(203, F64))
+    except RuntimeError as error:
+        return {"error_text": str(error), "step": trainer.progress_checker.get_step() - 1}
+    return {"error_text": "", "step": 14, "weights": problem.weights(trained)}
+
+
+SEVERAL = {
+    "in-step": partial(several, Rival),
+    "in-step-pieces": partial(several, Rival, gradient_accumulation_steps=2),
+    "in-step-shards": partial(several, Rival, shards=12),
+    "in-model": partial(several, Rival, with_rival),
+    "in-optimize": partial(several, InOptimize),
+    "later": partial(several, Rarely),
+    "around": partial(several, Around),
+    "alone": partial(several, Alone),
+    "frozen": partial(several, Frozen),
+    "checkpointed": partial(several, Digits, lambda: Checkpointed().to(F64)),
+}
+
+
 # ---------------------------------------------------------------------- weights, seeds, sharded models
 
 
@@ -648,6 +774,7 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "suddenly-frozen": partial(suddenly, FrozenSuddenly),
         "differently": differently,
     }
+    found |= {f"several-{name}": case for name, case in SEVERAL.items()}
     found["bf16"] = partial(train, loader(203), mixed_precision="bf16")
     return found
 

@@ -26,7 +26,8 @@ Nest = dict[str, Any]
 
 
 def whole_of(trainer: Any, contents: Contents) -> None:
-    """Put what this process has of the trainer's state into `contents`."""
+    """Put what this process has of the trainer's state into `contents`; refuse several models."""
+    trainer._compare_processes()
     spread, engine = is_sharded(trainer.model), has_engine(trainer)
     contents.documents[own_stem(trainer._processes.index)] = trainer._own_part()
     if engine:

@@ -78,6 +78,12 @@ def shake(roots: Mapping[str, Root]) -> None:
             leaf.seed()
 
 
+def trained_tensors(roots: Mapping[str, Root]) -> list[tuple[str, Tensor]]:
+    """What can be trained of all that can be reached, by path."""
+    found = ((path, leaf) for path, _, leaf in _walk(roots) if isinstance(leaf, Tensor))
+    return [(path, leaf) for path, leaf in found if leaf.requires_grad and leaf.is_leaf]
+
+
 def owned_by(cls: type, package: str) -> frozenset[str]:
     """The attributes that the classes of a package, among the bases of `cls`, use on themselves."""
     bases = (base for base in cls.__mro__ if base.__module__.partition(".")[0] == package)

@@ -32,6 +32,8 @@ class Pacing(Resuming):
         due = self._validation.at_step(step)
         if due or self._agreement.due(step):
             due |= self._settle(step, within=True)
+            if self._compared is None:
+                self._compare_processes()
         if due and self._valid_sets:
             self.train_metrics.clear()
             self.train_metrics.update(pooled(self._processes.gather(self.log_train.sums())))

@@ -16,11 +16,13 @@ from .device import Device, make_accelerator
 from .layout import Layout
 from .metrics import Measures
 from .modes import Modes
+from .one_model import OneModel
 from .processes import Processes, is_sharded
 from .records import Records
 from .shards import ShardSum, check_divides
 from .trained import Trained, in_words
 from .update import (
+    DelegatedUpdate,
     NoUpdate,
     StepModule,
     evaluation_of,
@@ -29,8 +31,13 @@ from .update import (
     prepare,
     prepare_again,
     spreads,
+    unused,
     with_synced_batchnorm,
+    without_gradient,
 )
+
+# How much is another than when it was prepared, the less first.
+_NOTHING, _GROUPS, _PARAMETERS, _ANOTHER = range(4)
 
 
 class Placing(Records):
@@ -49,8 +56,9 @@ class Placing(Records):
     _prepared_optimizer: Any = None
     _forward: Any = None
     _evaluator: Any = None
-    _update: Any = None
+    _update: DelegatedUpdate = NoUpdate()
     _unproven: Sequence[Tensor] = ()
+    _one_model: OneModel | None = None
 
     def _join(self, device: Device | Sequence[Device] | None, mixed_precision: str | None) -> None:
         """Take a place among the processes that train: a device, a share of each batch, what may be written."""
@@ -74,16 +82,28 @@ class Placing(Records):
 
         Asked once a run and once an epoch; every process calls it.
         """
-        fresh = self._prepared_for != (self.model, self.optimizer)
         now = Trained(self.model, self.optimizer)
-        if not now.agreed(self._processes, fresh or not now.same_as(self._trained)):
+        change = now.agreed(self._processes, self._change(now))
+        if change == _NOTHING:
             return
-        if fresh:
+        if change == _ANOTHER:
             self._prepare_first()
-        else:
+        elif not spreads(self.accelerator):
+            checks.check_optimizer(self.optimizer, self.model, self.mode)
+        if change == _PARAMETERS:
             self._prepare_anew(now)
         self._trained = Trained(self.model, self.optimizer)  # anew, as FSDP puts others in the parameters' place
         self._make_update()
+
+    def _change(self, now: Trained) -> int:
+        """What this process sees that is another than when it was prepared."""
+        if self._prepared_for != (self.model, self.optimizer):
+            return _ANOTHER
+        before = self._exchanged
+        searches = getattr(self._prepared, "find_unused_parameters", False)  # so it can do without frozen ones
+        if now.begun_since(before) or now.new_since(before) or (before.begun_since(now) and not searches):
+            return _PARAMETERS
+        return _NOTHING if now.same_as(self._trained) else _GROUPS
 
     def _prepare_first(self) -> None:
         if self._prepared_for != (None, None):
@@ -97,32 +117,30 @@ class Placing(Records):
         self._place(*prepared)
 
     def _prepare_anew(self, now: Trained) -> None:
-        """Other parameters of the same model are trained than before, or in other groups of the optimizer."""
+        """Other parameters of the same model are trained than before."""
         spread, before = spreads(self.accelerator), self._exchanged
-        if not spread:
-            checks.check_optimizer(self.optimizer, self.model, self.mode)
-        begun, ended, new = now.begun_since(before), before.begun_since(now), now.new_since(before)
-        if not (begun or ended or new):
-            return  # other groups are the update's to find
         if spread and not self.accelerator.is_fsdp2:
+            others = [*now.begun_since(before), *before.begun_since(now)]
             raise ValueError(
-                f"whether {in_words(begun or ended)} of the model is trained has changed, which"
+                f"whether {in_words(others)} of the model is trained has changed, which"
                 f" {self.accelerator.distributed_type.value} decides once, when it spreads the parameters; make the"
                 " trainer anew over a model with what shall be trained, with the weights of this one (save_model)"
             )
-        searches = getattr(self._prepared, "find_unused_parameters", False)  # so it does without frozen ones
-        if self._processes.count > 1 and not spread and (begun or new or not searches):
+        if self._processes.count > 1 and not spread:
             optimizer = self._prepared_optimizer
             self._let_go()
             module = StepModule(self.model)
             self._place(prepare_again(self.accelerator, module, optimizer, self.shards is not None), optimizer)
-        elif not spread and self.accelerator.device_placement and not hasattr(self.model, "hf_device_map"):
-            for parameter in new:
+            return
+        self._exchanged = now
+        if not spread and self.accelerator.device_placement and not hasattr(self.model, "hf_device_map"):
+            for parameter in now.new_since(before):
                 parameter.data = parameter.data.to(self.device)
 
     def _let_go(self) -> None:
         """Forget what was prepared, whose hooks and buckets are there as long as anybody holds it."""
-        self._prepared = self._prepared_optimizer = self._forward = self._evaluator = self._update = None
+        self._prepared = self._prepared_optimizer = self._forward = self._evaluator = None
+        self._update = NoUpdate()
 
     def _place(self, prepared: Any, optimizer: Any) -> None:
         self._prepared, self._prepared_optimizer = prepared, optimizer
@@ -130,7 +148,7 @@ class Placing(Records):
             self._processes.same_weights(self.model)  # as DistributedDataParallel does
         inner = evaluation_of(prepared)
         self._forward, self._evaluator = forward_of(prepared), forward_of(inner)
-        self._exchanged = Trained(self.model, self.optimizer)
+        self._exchanged, self._alike = Trained(self.model, self.optimizer), True  # DistributedDataParallel makes it so
         self._in_step = self._processes.count > 1 and (not isinstance(inner, StepModule) or is_sharded(inner))
 
     def _make_update(self) -> None:
@@ -146,6 +164,29 @@ class Placing(Records):
         self._update = make_update(*parts)
         self._update.zero_grad()
         self._unproven = self._update.parameters
+
+    def _begin_comparing(self) -> None:
+        """At the begin of a run: note what several processes are to have alike."""
+        self._one_model = None
+        if self._processes.count > 1 and self.mode == "train" and not is_sharded(self.model):
+            self._one_model = OneModel(self._processes, self)
+        self._compared: int | None = None  # the last step after which it was
+
+    def _compare_processes(self) -> None:
+        """Refuse to go on with processes that no longer train one model; every process calls it, between two steps."""
+        step = self.progress_checker.get_step() - 1
+        if self._one_model is None or self._compared == step:
+            return
+        first = self._compared is None and self._alike
+        self._compared, self._alike = step, False
+        found = self._one_model.difference(self.model, first)
+        if found is None:
+            return
+        words = found.words(step, [name for group in self._trained.groups for name in group])
+        if not found.rounding:
+            left_out = next(filter(None, self._processes.gather(without_gradient(self._prepared))), None)
+            raise RuntimeError(self._untaken() or (unused(in_words(left_out)) if left_out else words))
+        self._warn_once("one model", words)
 
     def _untaken(self) -> str | None:
         """What to say when parameters are trained whose gradients nobody exchanges; one process needs no exchange."""

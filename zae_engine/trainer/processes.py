@@ -33,12 +33,15 @@ class Processes:
         This one's number, from 0.
     first : bool
         Whether this is process 0: the one that shows and writes.
+    device : torch.device
+        This one's.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self.count, self.index = int(accelerator.num_processes), int(accelerator.process_index)
         self.first = self.index == 0
+        self.device: torch.device = accelerator.device
         self._groups: dict[int, Any] = {}
 
     def gather(self, value: V) -> list[V]:

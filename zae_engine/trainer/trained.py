@@ -31,7 +31,7 @@ class Trained:
     """
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        self._parameters = [(name, p, p.requires_grad) for name, p in _named(model)]
+        self._parameters = [(name, p, p.requires_grad) for name, p in parameters_of(model)]
         names = {id(p): name for name, p, _ in self._parameters}
         held = optimizer.param_groups if optimizer is not None else []
         self.groups = [[names.get(id(p), f"#{n}") for n, p in enumerate(group["params"])] for group in held]
@@ -60,20 +60,20 @@ class Trained:
         then = {id(p) for _, p, _ in before._parameters}
         return [p for _, p, _ in self._parameters if id(p) not in then]
 
-    def agreed(self, processes: Processes, changed: bool) -> bool:
-        """Whether it has changed on any process; refuse processes that train different parameters."""
+    def agreed(self, processes: Processes, change: int) -> int:
+        """The largest change that any process sees; refuse processes that train different parameters."""
         if processes.count == 1:
-            return changed
+            return change
         mark = int.from_bytes(hashlib.sha256(repr(self.plain()).encode()).digest()[:6], "big")  # exact in a float64
-        everyone = processes.stack(processes.numbers([changed, mark])[None]).tolist()
+        everyone = processes.stack(processes.numbers([change, mark])[None]).tolist()
         if any(other != everyone[0][1] for _, other in everyone):
             told = {f"whether {name!r} is trained": trained for name, _, trained in self._parameters}
             groups = {f"group {n} of the optimizer": names for n, names in enumerate(self.groups)}
             refuse_different(processes, {**told, **groups})
-        return any(one for one, _ in everyone)
+        return int(max(one for one, _ in everyone))
 
 
-def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def parameters_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters by the names that they have when nothing is compiled."""
     return [(name.replace("_orig_mod.", ""), p) for name, p in model.named_parameters()]
 
@@ -101,12 +101,14 @@ def put_trained(
     options : list of dict, optional
         The groups' options, for those that have to be made: ``optimizer.state_dict()["param_groups"]``.
     """
-    parameters = dict(_named(model))
+    parameters = dict(parameters_of(model))
     if any(name not in parameters for name in saved["requires_grad"]):
         return  # it is another model, which whoever compares the weights can say better
+    theirs, own = then.get("requires_grad", {}), first.get("requires_grad", {})
     for name, trained in saved["requires_grad"].items():
-        if then.get("requires_grad", {}).get(name) == first.get("requires_grad", {}).get(name):
-            parameters[name].requires_grad_(trained)
+        parameter = parameters[name]
+        if theirs.get(name) == own.get(name) and parameter.requires_grad != trained:
+            parameter.requires_grad = trained  # the attribute, which a lazy one has, too
     known = all(name in parameters for names in saved["groups"] for name in names)
     if known and then.get("groups") == first.get("groups") and Trained(model, optimizer).groups != saved["groups"]:
         _put_groups(optimizer, [[parameters[name] for name in names] for names in saved["groups"]], options)

@@ -251,6 +251,7 @@ class Trainer(Pacing):
         """Decide, before the loop, everything that the loop would else have to ask again."""
         self._prepare()
         self._border = self._trained
+        self._begin_comparing()
         self._valid_sets = named(self.valid_loader)
         training = self.mode == "train"
         done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
@@ -285,6 +286,7 @@ class Trainer(Pacing):
                     break
         self._batches, self._speed = bar.done, bar.speed
         if training:
+            self._compare_processes()
             self._processes.same_buffers(self.model)
         put_together(log, self._processes, everything=self._looks_at_logs())
         metrics.clear()

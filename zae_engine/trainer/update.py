@@ -29,6 +29,7 @@ _PLAIN = (
     DistributedType.MULTI_NPU,
 )
 
+_SEARCH = "kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]"
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -67,18 +68,29 @@ def _in_parallel(prepared: nn.Module, held: list[tuple[str, nn.Parameter]], step
     except RuntimeError as error:
         if "find_unused_parameters" not in str(error):
             raise
-        search = "kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)]"
         if frozen := [name.removeprefix("model.") for name, p in held if not p.requires_grad]:
             raise RuntimeError(
                 f"{in_words(frozen)} of the model got frozen in the middle of an epoch, and the processes still wait"
                 " for the gradients; freeze before run(), or in run_epoch before super().run_epoch(...), where the"
-                f" trainer sees it; or give {search}"
+                f" trainer sees it; or give {_SEARCH}"
             ) from error
-        raise RuntimeError(
-            "some parameters of the model had no part in the last step's loss, for whose gradients the processes wait;"
-            " freeze them before the epoch (requires_grad_(False)), or give"
-            f" {search}, which costs a search each step"
-        ) from error
+        raise RuntimeError(unused("some parameters")) from error
+
+
+def unused(parameters: str) -> str:
+    """What to say of parameters whose gradients do not come."""
+    return (
+        f"{parameters} of the model had no part in the last step's loss, for whose gradients the processes wait; freeze"
+        f" them before the epoch (requires_grad_(False)), or give {_SEARCH}, which costs a search each step"
+    )
+
+
+def without_gradient(prepared: Any) -> list[str]:
+    """The names of what the processes exchange and the last step gave no gradient, though they do not search."""
+    if not isinstance(prepared, DistributedDataParallel) or prepared.find_unused_parameters:
+        return []
+    named = prepared.module.named_parameters()
+    return [name.removeprefix("model.") for name, p in named if p.requires_grad and p.grad is None]
 
 
 def prepare(

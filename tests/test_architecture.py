@@ -64,6 +64,8 @@ LAYERS = [
         "progress",
         "weights",
         "codec",
+        "names",
+        "tensors",
         "snapshot",
         "background",
         "documents",

@@ -133,6 +133,7 @@ def test_names_that_utf_8_cannot_hold(tmp_path):
         valid={f"{LONE}3": loader(), "b": loader()},
         addons=[CSVLoggerAddon],
         monitor=f"test_{LONE}2",
+        monitor_mode="min",
     )
     trainer.close_loggers()
     trainer.history.to_csv(tmp_path / "rows.csv")
@@ -148,7 +149,12 @@ def test_names_that_utf_8_cannot_hold(tmp_path):
     write_report([tmp_path / "run"])
     draw_curves(tmp_path / "run")
     export(tmp_path / "run", "tensorboard", {})
-    resumed = make(Odd.add_on(StateManagerAddon, CSVLoggerAddon), save_path=tmp_path / "run", monitor=f"test_{LONE}2")
+    resumed = make(
+        Odd.add_on(StateManagerAddon, CSVLoggerAddon),
+        save_path=tmp_path / "run",
+        monitor=f"test_{LONE}2",
+        monitor_mode="min",
+    )
     resumed.values, resumed.metrics = {LONE: 1.0}, {f"{LONE}2": 2.0}
     resumed.run(2, loader(), loader(), resume="auto")
     resumed.close_loggers()

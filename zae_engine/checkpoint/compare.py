@@ -18,7 +18,8 @@ from ..files import LONGEST, read_bytes
 from .documents import SUFFIXES, read_document, read_tensors
 from .errors import CheckpointError
 from .folder import Checkpoint, locate, problems_of
-from .weights import SAFETENSORS, read_weights
+from .tensors import SAFETENSORS
+from .weights import read_weights
 
 Leaves = dict[tuple[Any, ...], Any]  # tensors and plain values by their path in the nest
 _ORDER = ("model", "state", "process")

@@ -12,26 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import LONGEST, read_bytes, replacing
-from .codec import RESERVED, pack, unpack
+from .codec import pack, unpack
 from .errors import CheckpointError
-from .weights import SAFETENSORS
+from .tensors import SAFETENSORS, independent, load_safetensors, save_safetensors
 
 SUFFIXES = (*SAFETENSORS, ".ckpt")
 FORMAT = 1
-
-_ODD = "dtypes"  # the entry of the metadata that says which tensors are raw bytes of another dtype
-_KEPT = {  # what safetensors 0.8 has itself
-    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.uint16, torch.uint32, torch.uint64, torch.bfloat16, torch.float16, torch.float32, torch.float64),
-    *(torch.complex64, torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
-    torch.float8_e8m0fnu,
-}
-_RAW = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.complex128, torch.complex32)}
 
 
 def write_tensors(
@@ -45,24 +34,24 @@ def write_tensors(
         ``.safetensors``: for ``safetensors.torch.load_file``, which shows the dtypes that the format lacks (complex128,
         complex32) as bytes. ``.ckpt``: for ``torch.load(path, weights_only=True)``, every dtype as it is.
     tensors : mapping of str to Tensor
-        On any device, of any strides. Tensors that share memory are written each for itself. None is changed.
+        On any device, of any strides; sparse ones are dense in a ``.safetensors`` file, and sparse again when they are
+        read. Tensors that share memory are written each for itself. None is changed.
     metadata : mapping of str to str, optional
         For the header of a ``.safetensors`` file; a ``.ckpt`` file has none.
 
     Raises
     ------
     CheckpointError
-        For another suffix, a tensor that is no dense one of plain numbers or one part of a spread one, and a file that
-        cannot be written (no such folder, a full disk).
+        For another suffix, a tensor without plain numbers of its own (meta, quantized, one part of a spread one), and a
+        file that cannot be written (no such folder, a full disk).
     """
     path = Path(path)
     _check_suffix(path.suffix)
-    own = _independent(tensors, path.suffix)
     with _writing(path) as partial:
         if path.suffix in SAFETENSORS:
-            _save(own, partial, metadata or {})
+            save_safetensors(tensors, partial, metadata)
         else:
-            torch.save(own, partial)
+            torch.save(independent(tensors, dense=False), partial)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -78,7 +67,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no file {str(path)!r}")
     try:
-        tensors = _load(path) if path.suffix in SAFETENSORS else _unpickle(path)
+        tensors = load_safetensors(path) if path.suffix in SAFETENSORS else _unpickle(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{str(path)!r} is refused: it holds more than tensors, or is damaged; nothing of it was run"
@@ -165,42 +154,6 @@ def _check_suffix(suffix: str) -> None:
         raise CheckpointError(f"tensors are kept in '.safetensors' or '.ckpt' files, not in {suffix!r}")
 
 
-def _independent(tensors: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
-    """The tensors as dense ones on the CPU, each with memory of its own and no more of it than it shows."""
-    own: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, given in tensors.items():
-        _check(name, given, suffix)
-        tensor = given.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() > tensor.nbytes:
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-        seen.add(tensor.untyped_storage().data_ptr())
-        own[name] = tensor
-    return own
-
-
-def _check(name: str, tensor: Tensor, suffix: str) -> None:
-    if name == RESERVED:
-        raise CheckpointError(f"no tensor can be named {RESERVED!r}, which safetensors keeps for itself")
-    spread = getattr(type(tensor), "__torch_dispatch__", None) is not getattr(Tensor, "__torch_dispatch__", None)
-    if spread or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        kind = f"{type(tensor).__name__} of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
-        raise CheckpointError(f"{name!r} is a {kind}; a checkpoint holds dense tensors of numbers only")
-    if suffix in SAFETENSORS and tensor.dtype not in _KEPT and _name(tensor.dtype) not in _RAW:
-        raise CheckpointError(f"{name!r} is of {tensor.dtype}, which safetensors cannot hold; save to '.ckpt' files")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    odd = {name: [_name(t.dtype), list(t.shape)] for name, t in tensors.items() if t.dtype not in _KEPT}
-    raw = {name: t.reshape(-1).view(torch.uint8) if name in odd else t for name, t in tensors.items()}
-    save_file(raw, path, {"format": "pt", **metadata, **({_ODD: json.dumps(odd)} if odd else {})})
-
-
 def _unpickle(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -209,21 +162,14 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, "cpu", weights_only=True)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt", device="cpu") as file:
-        odd = json.loads((file.metadata() or {}).get(_ODD, "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    for name, (dtype, shape) in odd.items():
-        tensors[name] = tensors[name].view(_RAW[dtype]).reshape(shape)
-    return tensors
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
     """Around what writes a file, which is flushed to the disk after it; what went wrong is said in words."""
     try:
         with replacing(path) as partial:
             yield partial
+    except CheckpointError:
+        raise
     except (
         Exception
     ) as error:  # a full disk is an OSError to Python, a RuntimeError to torch, and another to safetensors

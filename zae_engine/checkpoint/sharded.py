@@ -25,6 +25,7 @@ from ..files import LONGEST, read_bytes
 from .codec import pack, unpack
 from .disk import write_json
 from .errors import CheckpointError
+from .names import own_names
 from .pieces import Piece, Pieces, local_piece, write_pieces
 from .states import by_name, load_state, read_state
 from .weights import _first, plain
@@ -130,7 +131,9 @@ def load_sharded(folder: Path, model: nn.Module, optimizer: Optimizer | None = N
         extra = _extra(values["model"], pieces)
         for key in state.keys() - extra.keys():
             pieces.fill(f"model/{key}", state[key])
-    module.load_state_dict(state | extra, strict=False)  # what is left to do: extra states, and hooks of the user's
+    actual = own_names({key: key for key in module.state_dict(keep_vars=True)})
+    rest = {actual.get(key, key): value for key, value in (state | extra).items()}
+    module.load_state_dict(rest, strict=False)  # what is left to do: extra states, and hooks of the user's
     if optimizer is not None:
         load_state(optimizer, found)
 
@@ -146,7 +149,7 @@ def whole_model(model: nn.Module) -> dict[str, Any] | None:
     first = _place()[0] == 0
     whole: dict[str, Any] = {}
     known: dict[int, Any] = {}
-    for key, value in plain(model).state_dict(keep_vars=True).items():
+    for key, value in own_names(plain(model).state_dict(keep_vars=True)).items():
         if id(value) not in known:
             known[id(value)] = _gathered(value, first) if isinstance(value, Tensor) else value
         whole[key] = known[id(value)]
@@ -181,7 +184,7 @@ def _whole_in_zero3(tensor: Tensor) -> AbstractContextManager[Any]:
 
 def _tied_once(module: nn.Module) -> dict[str, Any]:
     """The state with every tensor once, under the first of its names."""
-    state = module.state_dict(keep_vars=True)  # by which FSDP2 lets go of whole parameters, too
+    state = own_names(module.state_dict(keep_vars=True))  # by which FSDP2 lets go of whole parameters, too
     first = {id(value): key for key, value in reversed(state.items()) if isinstance(value, Tensor)}
     kept = {k: v for k, v in state.items() if not isinstance(v, Tensor) or first[id(v)] == k}
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in kept.items()}

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from .codec import unpack
 from .errors import CheckpointError
+from .names import own_name
 from .pieces import Pieces
 
 _ROOT = "optimizer/state/"
@@ -88,7 +89,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 def _names(module: nn.Module, optimizer: Optimizer) -> list[str]:
     """The names of the parameters in the order of their numbers; by number, where the module does not have them."""
-    known = {id(parameter): name for name, parameter in module.named_parameters()}
+    known = {id(parameter): own_name(name) for name, parameter in module.named_parameters()}
     return [known.get(id(parameter), f"#{number}") for number, parameter in enumerate(_parameters(optimizer))]
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..files import replacing
+from .errors import CheckpointError
+from .names import own_names
+from .tensors import SAFETENSORS, as_laid_out, independent, load_safetensors, save_safetensors
 
-SAFETENSORS = (".safetensors", ".safetensor")
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -32,10 +33,15 @@ def plain(model: nn.Module) -> nn.Module:
     return inner
 
 
+def own_state(model: nn.Module) -> dict[str, Any]:
+    """The model's ``state_dict()`` by the names that it has uncompiled, whichever of its parts are compiled."""
+    return own_names(plain(model).state_dict())
+
+
 def whole_state(model: nn.Module) -> dict[str, Any]:
     """The model's state, of spread parameters (FSDP2, ZeRO-3) the whole ones, which all processes have to ask for."""
     with _gathered(model) as gathered:
-        state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in plain(model).state_dict().items()}
+        state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in own_state(model).items()}
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()} if gathered else state
 
 
@@ -64,20 +70,57 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], state: dict[str
         Any other ending: loads with ``model.load_state_dict(torch.load(path, weights_only=True))``.
     state : dict, optional
         The `whole_state` of a sharded model.
+
+    Raises
+    ------
+    WeightsError
+        Naming what a file of that kind cannot hold.
+
+    Notes
+    -----
+    Whatever memory the weights share or are cut from, each is written for itself, and no more than it shows. What
+    safetensors lacks is dense there (sparse weights) or bytes (complex128); `read_weights` gives it back as it was.
     """
-    path, model = Path(path), plain(model)
-    odd = [k for k, v in (state or model.state_dict()).items() if not isinstance(v, Tensor)]
+    path, state = Path(path), own_state(model) if state is None else own_names(state)
+    odd = [k for k, v in state.items() if not isinstance(v, Tensor)]
     if odd and path.suffix in SAFETENSORS:
         raise WeightsError(f"safetensors holds tensors only, and {_first(odd)} is none; save to a '.ckpt' file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        if path.suffix in SAFETENSORS and state is not None:
-            own = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-            save_file(own, partial)  # which takes no views of one large tensor
-        elif path.suffix in SAFETENSORS:
-            save_model(model, str(partial))
+        try:
+            _write(state, partial, path.suffix)
+        except CheckpointError as error:
+            raise WeightsError(f"{str(path)!r} is not written: {error}") from error
+
+
+def _write(state: Mapping[str, Any], path: Path, suffix: str) -> None:
+    tensors, twins = _without_twins({k: v for k, v in state.items() if isinstance(v, Tensor)})
+    if suffix in SAFETENSORS:
+        save_safetensors(tensors, path, twins)
+        return
+    own = independent(tensors, dense=False)
+    own |= {twin: own[first] for twin, first in twins.items()}  # of which torch writes the memory once
+    torch.save({k: own.get(k, v) for k, v in state.items()}, path)
+
+
+def _without_twins(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tied weight once; the others by the name that stands for them, as safetensors' headers have it."""
+    own, first, twins = dict[str, Tensor](), dict[object, str](), dict[str, str]()
+    for name, tensor in tensors.items():
+        place = _place(tensor)
+        if place is not None and place in first:
+            twins[name] = first[place]
         else:
-            torch.save(model.state_dict() if state is None else state, partial)
+            own[name], first[place] = tensor, name
+    return own, twins
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...] | None:
+    """The same for tensors that are the same memory, seen in the same way; None where there is no such thing."""
+    if tensor.layout != torch.strided or tensor.is_meta or is_lazy(tensor) or not tensor.numel():
+        return None
+    view = (tensor.is_conj(), tensor.is_neg(), tensor.dtype, tensor.shape)
+    return (tensor.device, tensor.data_ptr(), *view, tensor.stride())
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -95,7 +138,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no file {str(path)!r}{_near(path)}")
     try:
         if path.suffix in SAFETENSORS:
-            weights = load_file(path)
+            weights = load_safetensors(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -119,7 +162,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
     ----------
     model : nn.Module
     weights : mapping of str to Tensor
-        Keys that all begin with ``module.`` or ``_orig_mod.`` are taken without it. A tied weight may be there once.
+        Keys that all begin with ``module.`` are taken without it, and any without the ``_orig_mod.`` of a part that
+        was compiled. A tied weight may be there once.
     strict : bool
         Refuse missing and unexpected keys.
     source : str
@@ -135,8 +179,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool =
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor], strict: bool, source: str) -> None:
-    own = model.state_dict()
-    weights = _without_wrapper(weights, own)
+    actual = own_names({name: name for name in model.state_dict()})
+    own = own_state(model)
+    weights = _without_wrapper(own_names(weights), own)
     problems = {
         "another shape": [
             f"{k} {tuple(weights[k].shape)} for {tuple(v.shape)}"
@@ -154,7 +199,24 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], strict: bool, source:
         raise WeightsError(
             f"{source} has no key in common with this {type(model).__name__}; it has {_first(list(weights))}"
         )
-    model.load_state_dict({k: _as_sharded(own[k], v) if k in own else v for k, v in weights.items()}, strict=False)
+    given = {actual.get(k, k): _fitting(own.get(k), v) for k, v in weights.items()}
+    overlapping = {actual[k] for k in own.keys() & weights.keys() if _overlaps(own[k])}
+    model.load_state_dict({k: v for k, v in given.items() if k not in overlapping}, strict=False)
+    if changed := {k: v for k, v in given.items() if k in overlapping and not torch.equal(model.state_dict()[k], v)}:
+        model.load_state_dict(changed, strict=False, assign=True)  # nothing can be written into an expanded one
+
+
+def _overlaps(tensor: Any) -> bool:
+    """Whether several of its numbers are the same memory."""
+    dense = isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.layout == torch.strided
+    return dense and any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _fitting(own: Any, value: Any) -> Any:
+    """A weight as the model has it: spread over the processes, sparse or dense."""
+    if isinstance(own, Tensor) and isinstance(value, Tensor) and not is_lazy(own):
+        return as_laid_out(_as_sharded(own, value), own)
+    return value
 
 
 def _as_sharded(own: Any, whole: Any) -> Any:
@@ -181,10 +243,9 @@ def _is_extra(key: object) -> bool:
 
 def _tied(key: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
     """Whether another key, which is there, stands for the same memory."""
-    if not isinstance(own[key], Tensor) or is_lazy(own[key]) or not own[key].numel():
-        return False
-    others = [v for k, v in own.items() if k != key and k in weights and isinstance(v, Tensor) and not is_lazy(v)]
-    return any(v.data_ptr() == own[key].data_ptr() and v.shape == own[key].shape for v in others)
+    places = {k: _place(v) for k, v in own.items() if isinstance(v, Tensor) and (k == key or k in weights)}
+    place = places.pop(key, None)
+    return place is not None and any(other and other[:-1] == place[:-1] for other in places.values())
 
 
 def _first(keys: list[str], count: int = 5) -> str:

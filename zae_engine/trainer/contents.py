@@ -15,8 +15,9 @@ from ..checkpoint.deepspeed import load_engine, save_engine
 from ..checkpoint.documents import SUFFIXES, read_document, read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
+from ..checkpoint.names import own_name, own_names
 from ..checkpoint.sharded import FOLDER, VALUES, load_sharded, take_shards
-from ..checkpoint.weights import WeightsError, load_weights, plain
+from ..checkpoint.weights import WeightsError, load_weights, own_state
 from .blame import warn
 from .processes import is_sharded
 from .saving import MODEL, STATE, Contents, own_stem
@@ -36,13 +37,13 @@ def whole_of(trainer: Any, contents: Contents) -> None:
         contents.sharded = take_shards(trainer.model, _optimizer(trainer))
     if not trainer._processes.first:
         return
-    model = {} if spread else plain(trainer.model).state_dict()
+    model = {} if spread else own_state(trainer.model)
     if not spread:
         contents.weights[MODEL] = {k: v for k, v in model.items() if isinstance(v, Tensor)}
     contents.documents[STATE] = {
         "seed": trainer.seed,
         "position": trainer._position(),
-        "modes": trainer._modes.chosen(trainer.model),
+        "modes": sorted(set(map(own_name, trainer._modes.chosen(trainer.model)))),
         "stack": trainer.state_dict(),
         "optimizer": None if spread or engine else _optimizer(trainer).state_dict(),
         "trained": Trained(trainer.model, trainer.optimizer).plain(),
@@ -70,7 +71,7 @@ def with_twins(model: Any, weights: Nest) -> Nest:
     """Weights from a file that has tied ones once, with all of the model's keys, as they were before."""
     if is_sharded(model):
         return weights
-    own, first = plain(model).state_dict(), dict[object, str]()
+    own, first, weights = own_state(model), dict[object, str](), own_names(weights)
     for name, tensor in own.items():
         if name not in weights:
             weights = weights | {name: weights[first[_memory(tensor)]].clone()}
@@ -80,7 +81,8 @@ def with_twins(model: Any, weights: Nest) -> Nest:
 
 
 def _memory(tensor: Tensor) -> object:
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
+    dense = str(tensor.layout) == "torch.strided"
+    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if dense else id(tensor)
 
 
 def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
@@ -95,7 +97,9 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
     try:
         _put_parts(trainer, checkpoint, state)
         if trainer.mode == "train" and "modes" in state:
-            trainer._modes.choose(trainer.model, state["modes"])
+            still = {own_name(name) for name in state["modes"]}
+            names = [name for name, _ in trainer.model.named_modules() if own_name(name) in still]
+            trainer._modes.choose(trainer.model, names)
         _put_place(trainer, checkpoint, state)
         _put_border(trainer, checkpoint, state)
     except (WeightsError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._version import __version__
+from ..checkpoint.names import own_name
 
 _LONG = 20_000
+_AROUND = "OptimizedModule("  # the first line of a compiled module's text; the next one has the module itself
 _STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
 _NAME = r"(?i:token|tkn|key|secret|passw|credential|auth)"
 _SECRET = re.compile(_NAME)
@@ -47,7 +49,7 @@ def settings_of(trainer: Any) -> Facts:
         "sync_batchnorm": bool(trainer.sync_batchnorm),
         "model": _described(trainer.model),
         "parameters": {
-            name: f"{'lazy' if is_lazy(p) else tuple(p.shape)} {str(p.dtype).removeprefix('torch.')}"
+            own_name(name): f"{'lazy' if is_lazy(p) else tuple(p.shape)} {str(p.dtype).removeprefix('torch.')}"
             + ("" if p.requires_grad else " frozen")
             for name, p in trainer.model.named_parameters()
         },
@@ -174,9 +176,20 @@ def _state(scheduler: Any) -> Mapping[str, Any]:
 
 
 def _described(model: nn.Module) -> str:
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x", repr(model))
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x", _uncompiled(repr(model)))
     text = re.sub(r"\bFSDP(?=[A-Z])", "", text)  # in front of the class of a module to which fully_shard was applied
     return text if len(text) <= _LONG else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _uncompiled(text: str) -> str:
+    """A module's text without what ``torch.compile`` puts around it, or around parts of it."""
+    lines = text.split("\n")
+    while (at := next((i for i, line in enumerate(lines) if line.endswith(_AROUND)), None)) is not None:
+        head = lines[at].removesuffix(_AROUND)
+        end = lines.index(" " * (len(head) - len(head.lstrip())) + ")", at)
+        inner = [line[2:] for line in lines[at + 1 : end]]
+        lines[at : end + 1] = [head + inner[0].lstrip().removeprefix("(_orig_mod): "), *inner[1:]]
+    return "\n".join(lines)
 
 
 def _code(cls: type, name: str) -> str | None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
 from ..checkpoint.best import RULE, is_finite
+from ..checkpoint.weights import own_state
 from . import checks
 from .batch import as_float, is_scalar
 from .blame import warn
@@ -254,7 +255,7 @@ class Records(Seams):
             self.loss_buffer = float(cur_loss)
             # On the CPU, so that the copy takes no memory of the device; a copy, since the live weights go on changing.
             spread = any(hasattr(p, "ds_id") for p in self.model.parameters())  # ZeRO-3 leaves nothing of them here
-            state = whole_state(self.model) if spread else self.model.state_dict()
+            state = whole_state(self.model) if spread else own_state(self.model)
             weights = {key: _copy(value) for key, value in state.items()}
             self.weight_buffer = {"epoch": [cur_epoch], "weight": [weights]}
         return better

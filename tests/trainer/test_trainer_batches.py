@@ -14,7 +14,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from tests.helpers import PlainTrainer, assert_equal, data, largest_difference, loader, make, weights
+from tests.helpers import PlainTrainer, assert_equal, data, largest_difference, loader, make, mlp, sgd, weights
 
 Pair = namedtuple("Pair", ["x", "y"])
 
@@ -175,3 +175,47 @@ def test_the_model_that_trained_is_the_users_own():
     trainer.run(1, loader())
     assert trainer.model is model
     assert model[0].weight.grad is not None  # the last step's gradients can be looked at
+
+
+class Understated(IterableDataset):
+    """Says that it has 20 samples, and gives 28."""
+
+    def __len__(self):
+        return 20
+
+    def __iter__(self):
+        return iter([(torch.full((8,), i / 28), i % 3) for i in range(28)])
+
+
+class Short(list):
+    """A loader of one's own that counts wrong."""
+
+    def __len__(self):
+        return 2
+
+
+MORE = {"stream": lambda: DataLoader(Understated(), 4), "own": lambda: Short(loader(28, 4))}
+
+
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset")
+@pytest.mark.parametrize("kind", MORE)
+def test_a_loader_that_gives_more_than_its_length_is_named_once(kind):
+    trainer = make()
+    with pytest.warns(UserWarning, match=r"gives more batches than its length says: len\(\) is \d, and this") as said:
+        trainer.run(2, MORE[kind](), MORE[kind]())
+    words = [str(w.message).split(" gives")[0] for w in said if "gives more" in str(w.message)]
+    assert words == ["the loader", "valid_loader"]
+    assert len(trainer.get_loss_history()) == 14  # all of them are trained on
+
+
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset", "ignore:the loader gives more batches")
+@pytest.mark.parametrize(("spare", "done"), [(0, 5), (3, 6)])
+def test_a_schedule_that_a_longer_loader_outlasts_is_refused_as_soon_as_that_shows(spare, done):
+    model = mlp()
+    optimizer = sgd(model)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=15 + spare)
+    trainer = make(model=model, optimizer=optimizer, scheduler=schedule, scheduler_step_on_batch=True)
+    message = rf"len\(\) is 5, and this is number {done + 1}; correct its __len__. With so many, OneCycleLR lasts"
+    with pytest.raises(ValueError, match=message):
+        trainer.run(3, MORE["stream"]())
+    assert len(trainer.get_loss_history()) == done

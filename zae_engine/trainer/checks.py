@@ -209,6 +209,14 @@ def check_lasts(scheduler: Any, on_batch: bool, batches: int | None, budget: Bud
     refuse_short(scheduler, needed, "optimizer step" if on_batch else "epoch")
 
 
+def check_lasts_beyond(scheduler: Any, left: float, words: str) -> None:
+    """Refuse a schedule by steps that ends before the run does, since the loader gives more than it has said."""
+    try:
+        refuse_short(scheduler, left, "optimizer step")
+    except ValueError as error:
+        raise ValueError(f"{words}; correct its __len__. With so many, {error}") from None
+
+
 def _many(count: float) -> str:
     return f"{count:g}" if count < float("inf") else "any number of"
 

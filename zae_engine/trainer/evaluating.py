@@ -21,7 +21,7 @@ from .layout import Start
 from .placing import Placing
 from .plan import BatchPlan
 from .sampling import in_dataset_order
-from .schedule import Interval
+from .schedule import Budget, Interval
 from .seeding import generators_kept, set_streams
 from .verify import Verification, verify
 from .window import Window
@@ -38,6 +38,9 @@ class Evaluating(Placing):
     _resumable: bool
     _validation: Interval
     _batches: int
+    _budget: Budget
+    scheduler: Any
+    scheduler_step_on_batch: bool
 
     def _plan(self, loader: Any, epoch: int = 0, start: Start | None = None) -> BatchPlan:
         """How this process walks over `loader` in the present mode."""
@@ -55,9 +58,19 @@ class Evaluating(Placing):
             seeded=self._seeded,
             key="/".join(map(str, (self.seed, *purpose))),
             start=start,
-            first_epoch=epoch <= 1,
+            exceeds=self._go_beyond if epoch or not training else None,
             keeps_ids=self._resumable and training,
         )
+
+    def _go_beyond(self, batches: int, length: int) -> None:
+        """Say that a loader gives more than its length; refuse a schedule that ends before the run for that."""
+        training = self.mode == "train"
+        name = "the loader" if training else "valid_loader"
+        words = f"{name} gives more batches than its length says: len() is {length}, and this is number {batches}"
+        if training and self.scheduler_step_on_batch and self.scheduler is not None:
+            left = self._budget.steps_left(batches, self.progress_checker.get_step() - 1)
+            checks.check_lasts_beyond(self.scheduler, left, words)
+        self._warn_once(f"length of {name}", f"{words}; correct its __len__, which bars and schedules count by")
 
     def _surroundings(self, training: bool, epoch: int) -> AbstractContextManager[None]:
         if not training:

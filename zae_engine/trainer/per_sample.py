@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from ..launch.kin import walk
 from .batch import fingerprint, is_nest, leaves
 from .cutting import CutError, Marks, Path, child_of, count_samples, in_words, keys_of, marks_of, names_samples
 from .sampling import like_loader
@@ -155,7 +156,7 @@ def _made(loader: DataLoader[Any], ids: Sequence[Any]) -> list[Any] | None:
         changes["num_workers"] = 1
     with OwnStreams(), generators_kept(loader):
         try:
-            made = list(like_loader(loader, **changes))
+            made = list(walk(like_loader(loader, **changes)))
         except Exception:  # a function that takes no such number of samples; what is wrong shows with its own batches
             return None
     return made if len(made) == len(_SIZES) else None

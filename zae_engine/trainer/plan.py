@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice, pairwise
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..launch.kin import walk
@@ -16,9 +17,9 @@ from .cutting import Marks, count_samples, cut, slices
 from .layout import Layout, Share, Start, ids_hash, nothing
 from .per_sample import collates_as_usual, per_sample, sizes_of
 from .processes import Processes
-from .sampling import agree_on_generators, is_known, shared_copy
-from .seeded import draws_nothing
-from .seeding import OwnStreams, draw_seed, generators_of
+from .sampling import agree_on_generators, is_known, shared_copy, with_stream_seeds
+from .seeded import SeededStream, draws_nothing
+from .seeding import OwnStreams, base_seed, draw_seed
 from .window import Counting, Micro, Window
 
 _ALONE = Layout()
@@ -39,8 +40,8 @@ class BatchPlan:
         Whether each sample is drawn with random streams of its own, and what these are derived from, beside its id.
     start : Start, optional
         The first global batch to give; those before it are not loaded where the loader knows its samples.
-    first_epoch : bool
-        Whether workers that stay are started now in any run; elsewhere, starting them draws nothing.
+    exceeds : callable, optional
+        Told of each batch that the loader gives beyond its length: how many there are by now, and the length.
     keeps_ids : bool
         Remember each batch's ids, for a checkpoint.
 
@@ -59,14 +60,15 @@ class BatchPlan:
         seeded: bool = False,
         key: str = "",
         start: Start | None = None,
-        first_epoch: bool = True,
+        exceeds: Callable[[int, int], None] | None = None,
         keeps_ids: bool = False,
     ) -> None:
         self.loader, self.layout, self.start = loader, layout, start or Start()
         self.position = self.start.batch
         self._processes = processes if processes is not None and processes.count > 1 else None
         self._counts = processes
-        self._seeded, self._key, self._first_epoch, self._keeps_ids = seeded, key, first_epoch, keeps_ids
+        self._seeded, self._key, self._keeps_ids = seeded, key, keeps_ids
+        self._exceeds, self._exceeded = exceeds, False
         self._ids: Sequence[list[Any]] = ()
         self._share: Share | None = None
         self._counting = Counting()
@@ -78,10 +80,13 @@ class BatchPlan:
 
         A None (a collate function's way to say "nothing") is left out.
         """
-        first = None
+        first, length = None, self.batches if self._exceeds is not None else None
+        last = math.inf if length is None else length
         try:
             for batch in self._batches():
                 self.position += 1
+                if self.position > last:
+                    self._go_beyond(int(last))
                 if first is None:
                     first = batch
                     self.start.call()
@@ -95,6 +100,12 @@ class BatchPlan:
             self._share = None
             self.start.began = None  # the loader keeps its copy, which must not keep the trainer
 
+    def _go_beyond(self, length: int) -> None:
+        """The loader gives more than it has said: nothing is known of its length any more."""
+        self._exceeded = True
+        if self._exceeds is not None:
+            self._exceeds(self.position, length)
+
     def _batches(self) -> Iterator[Any]:
         loader = self.loader
         if self._processes is not None and loader is not None:
@@ -107,7 +118,8 @@ class BatchPlan:
                 self.start.began = None
                 yield from self._whole(self._by_ids(loader, _ALONE, first))
         elif loader is not None:
-            batches = iter(loader) if isinstance(loader, (list, tuple)) else _with_own_streams(loader)
+            own = not isinstance(loader, (list, tuple))
+            batches = _with_own_streams(with_stream_seeds(loader)) if own else iter(loader)
             yield from islice(self._whole(batches), self.start.batch, None)
 
     def _by_ids(self, loader: DataLoader[Any], layout: Layout, start: Start | None = None) -> Iterator[Any]:
@@ -118,8 +130,9 @@ class BatchPlan:
             yield from walk(loader)
             return
         like, shares = shared_copy(loader, seeded)
-        fresh = loader.persistent_workers and vars(like).get("_iterator") is None and not self._first_epoch
-        queue = shares.begin(layout, self._processes, start, self._key, _rewind(loader) if fresh else nothing)
+        stays = loader.persistent_workers and vars(like).get("_iterator") is not None
+        drawn = partial(base_seed, loader.generator) if stays else nothing  # starting workers draws it by itself
+        queue = shares.begin(layout, self._processes, start, self._key, drawn)
         for batch in walk(like):
             share = queue.popleft()
             self._ids = share.ids
@@ -195,7 +208,9 @@ class BatchPlan:
 
     @property
     def batches(self) -> int | None:
-        """Global batches an epoch, or None where the loader cannot tell."""
+        """Global batches an epoch, or None where the loader cannot tell, or has told less than it gave."""
+        if self._exceeded:
+            return None
         try:
             length = len(self.loader)  # type: ignore[arg-type]  # a loader without length raises
         except (TypeError, NotImplementedError):
@@ -222,22 +237,6 @@ class BatchPlan:
             return f"batches as the loader gives them, in {micro_batches}{on}"
         samples = _many(-(-size // (layout.processes * layout.micro_batches)), "sample")
         return f"batch {size} = {_many(layout.processes, 'process', 'es')} × {micro_batches} × {samples}"
-
-
-def _rewind(loader: DataLoader[Any]) -> Callable[[], None]:
-    """Put back what starting workers draws.
-
-    Workers that stay are started once in a run, in its first epoch. In a run that goes on, the epoch of the start is
-    another one, and would else draw another order.
-    """
-    generators = [torch.default_generator, *generators_of(loader)]
-    before = [generator.get_state() for generator in generators]
-
-    def put_back() -> None:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
-
-    return put_back
 
 
 def _micros(batch: Any, sizes: list[int], why: str, marks: Marks | None) -> list[Micro]:
@@ -268,6 +267,8 @@ def _with_own_streams(loader: Iterable[Any]) -> Iterator[Any]:
     """Walk with random streams of the loader's own, so that what it draws does not depend on the steps between."""
     streams, missing = OwnStreams(draw_seed()), object()
     with streams:
+        if isinstance(loader, DataLoader) and isinstance(loader.dataset, SeededStream):
+            loader.dataset.begin(base_seed(loader.generator) if loader._iterator is not None else None)
         batches = walk(loader)
     while True:
         with streams:

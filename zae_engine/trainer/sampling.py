@@ -15,6 +15,7 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    IterDataPipe,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -26,7 +27,7 @@ from .batch import fingerprint
 from .blame import warn
 from .layout import Layout, Share, Start, ids_hash, nothing
 from .processes import Processes
-from .seeded import Ids, SeededSamples
+from .seeded import Ids, SeededSamples, SeededStream
 from .seeding import OwnStreams, draw_seed, generators_of
 
 _KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -146,7 +147,7 @@ class Shares(Sampler[list[Any]]):
         vars(self._order)["_iterator"] = None
 
     def begin(
-        self, layout: Layout, processes: Processes | None, start: Start, key: str, drawn: Callable[[], None] = nothing
+        self, layout: Layout, processes: Processes | None, start: Start, key: str, drawn: Callable[[], object] = nothing
     ) -> deque[Share]:
         """Get ready for an epoch; return the queue into which each batch's share will be put.
 
@@ -235,6 +236,7 @@ def _asked(batches: Iterator[list[Any]], processes: Processes | None) -> Iterato
 
 Copy = tuple[DataLoader[Any], Shares, dict[str, Any]]
 _copies: WeakKeyDictionary[DataLoader[Any], Copy] = WeakKeyDictionary()
+_streams: WeakKeyDictionary[DataLoader[Any], tuple[DataLoader[Any], dict[str, Any]]] = WeakKeyDictionary()
 
 
 def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any], Shares]:
@@ -258,6 +260,20 @@ def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any],
     like = like_loader(loader, **changes)
     _copies[loader] = like, shares, now
     return like, shares
+
+
+def with_stream_seeds(loader: Iterable[Any]) -> Iterable[Any]:
+    """Return a loader over the same stream whose workers, if they stay, are seeded for each walk; else `loader`."""
+    if not isinstance(loader, DataLoader) or not loader.persistent_workers or isinstance(loader.dataset, IterDataPipe):
+        return loader  # torch seeds the pipes by itself
+    now = {name: value for name, value in vars(loader).items() if name != "_iterator"}
+    if loader in _streams:
+        like, then = _streams[loader]
+        if then.keys() == now.keys() and all(then[name] is now[name] for name in now):
+            return like
+    like = like_loader(loader, dataset=SeededStream(loader.dataset), _iterator=None)
+    _streams[loader] = like, now
+    return like
 
 
 def like_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:

@@ -132,6 +132,10 @@ class Budget:
         by_epoch = math.inf if batches is None else (self.last_epoch - self._epoch) * batches - self._batches
         return min(by_epoch, self.last_step - self._step)
 
+    def steps_left(self, batches: int, step: int) -> float:
+        """The same, after `step` optimizer steps of the trainer's whole life."""
+        return self.steps(batches) - (step - self._step)
+
     def epochs_needed(self, batches: int | None) -> float:
         """How many epochs the call will still take at most, with that many batches an epoch."""
         steps = self.last_step - self._step + self._batches

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data._utils.worker import _generate_state
 
 from .seeding import OwnStreams, mix, seed_host
 
@@ -72,6 +73,45 @@ class SeededSamples(Dataset[Any]):
                 seed_host(mix(ids.key, one))
                 samples += _fetch(self.dataset, [one])
             return samples
+
+
+class SeededStream(IterableDataset[Any]):
+    """A stream whose workers stay, and get for each walk the random streams that workers started for it would have.
+
+    So its order depends on seed and epoch only, also when a run goes on in a later epoch.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        own = {"dataset": dataset, "_base": torch.full((1,), -1, dtype=torch.int64)}
+        own["_base"].share_memory_()
+        vars(self).update(own)
+
+    def begin(self, seed: int | None) -> None:
+        """Before a walk: the base seed of its workers; None when they are started, and seeded, for it."""
+        self._base[0] = -1 if seed is None else seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        """What a worker_init_fn asks the dataset for, which sees this one in its place."""
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a worker_init_fn gives to the dataset."""
+        setattr(self.dataset, name, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        info, base = get_worker_info(), int(self._base[0])
+        if info is not None and base >= 0:
+            seed = base + info.id
+            random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(_generate_state(base, info.id))  # type: ignore[no-untyped-call]  # torch's is
+            object.__setattr__(info, "seed", seed)  # which cannot be set otherwise
+        return iter(self.dataset)
 
 
 def _fetch(dataset: Any, ids: list[Any]) -> list[Any]:

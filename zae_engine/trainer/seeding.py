@@ -80,6 +80,11 @@ def generators_of(loader: Any) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+def base_seed(generator: torch.Generator | None) -> int:
+    """Draw what torch draws whenever it starts to walk over a loader, except over one whose workers have stayed."""
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
+
+
 def loader_states(loader: Any) -> list[torch.Tensor]:
     """Where the generators are that a loader and its samplers own."""
     return [generator.get_state() for generator in generators_of(loader)]

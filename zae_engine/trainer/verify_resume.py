@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from shutil import rmtree
 from types import FrameType
@@ -260,8 +261,9 @@ def _kill(pid: Path) -> None:
 
 def _part_from_parent(trainer: Any, loaders: list[Any]) -> None:
     """Leave alone what the parent goes on with: workers that stay, and tensors in shared memory."""
-    _inherited.append(dict(sampling._copies))
-    sampling._copies.clear()
+    for copies in (sampling._copies, sampling._streams):
+        _inherited.append(dict(copies))
+        copies.clear()
     for loader in loaders:
         if getattr(loader, "_iterator", None) is not None:
             _inherited.append(loader._iterator)
@@ -275,7 +277,8 @@ def _part_from_parent(trainer: Any, loaders: list[Any]) -> None:
 
 def _end_workers(loaders: list[Any]) -> None:
     """Let workers that stay end by themselves: ended by a signal, they would leave their temporary folders."""
-    for loader in (*loaders, *(copied[0] for copied in sampling._copies.values())):
+    copies = chain(sampling._copies.values(), sampling._streams.values())
+    for loader in (*loaders, *(copied[0] for copied in copies)):
         if getattr(loader, "_iterator", None) is not None:
             loader._iterator = None
 

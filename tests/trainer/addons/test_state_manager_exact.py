@@ -157,6 +157,7 @@ WORKERS = {
         Augmented(), 6, shuffle=True, num_workers=1, persistent_workers=True, generator=seeded()
     ),
     "iterable with a worker": lambda: DataLoader(Stream(), 6, num_workers=1),
+    "iterable with a worker that stays": lambda: DataLoader(Stream(), 6, num_workers=1, persistent_workers=True),
 }
 
 

@@ -163,10 +163,45 @@ def test_a_loader_without_samples_warns_and_ends_cleanly():
 
 def test_a_validation_loader_without_samples_warns():
     trainer = make()
-    with pytest.warns(UserWarning, match="valid_loader of this run gave no batch; it is left out"):
+    with pytest.warns(UserWarning, match="valid_loader of this run gave no batch, so this validation decides nothing"):
         history = trainer.run(2, loader(), [])
     assert len(history) == 2
     assert "test_loss" not in history[-1]
+    assert trainer.weight_buffer["epoch"] == []  # a training loss is no validation's
+
+
+class Now:
+    """Has something to give in some of its walks only."""
+
+    def __init__(self, *walks):
+        self.walks, self.walk = walks, 0
+
+    def __iter__(self):
+        self.walk += 1
+        return iter(loader(16) if self.walk in self.walks else ())
+
+
+class OneByOne(PlainTrainer):
+    """Gets better with each evaluation of the set that it is asked about last."""
+
+    def test_step(self, batch):
+        return {"loss": torch.tensor(1.0 / self.progress_checker.get_step())}
+
+
+@pytest.mark.filterwarnings("ignore:valid_loader .* gave no batch")
+@pytest.mark.parametrize("named", [False, True])
+def test_an_empty_validation_decides_nothing_and_is_asked_again(named):
+    sometimes = Now(1, 3)
+    model = mlp()
+    optimizer = sgd(model)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    trainer = make(OneByOne, model=model, optimizer=optimizer, scheduler=plateau)
+    history = trainer.run(4, loader(16), {"often": loader(8), "seldom": sometimes} if named else sometimes)
+    name = "test_seldom_loss" if named else "test_loss"
+    assert [name in row for row in history] == [True, False, True, False]
+    assert sometimes.walk == 4
+    assert trainer.weight_buffer["epoch"] == [2]
+    assert plateau.last_epoch == 2
 
 
 def test_the_model_that_trained_is_the_users_own():

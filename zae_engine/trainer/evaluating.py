@@ -103,14 +103,17 @@ class Evaluating(Placing):
 
     def _validate(self, **kwargs: Any) -> bool:
         """Evaluate on every validation set, in the middle of training; return whether there was any sample."""
-        parts, found = list[Sums](), dict[str, float]()
+        parts, found, self._tested_all = list[Sums](), dict[str, float](), True
         self.toggle("test")
         try:
-            for name, loader in list(self._valid_sets.items()):
+            for name, loader in self._valid_sets.items():
                 self.run_epoch(loader, **kwargs)
                 if not self._batches:
-                    warn(f"valid_loader {name or 'of this run'} gave no batch; it is left out")
-                    del self._valid_sets[name]
+                    warn(
+                        f"valid_loader {name or 'of this run'} gave no batch, so this validation decides nothing (the"
+                        " best weights, the scheduler's rate); it is asked again next time"
+                    )
+                    self._tested_all = False
                 else:
                     parts.append(with_metrics(self.log_test.sums(), self.test_metrics))
                     found |= {f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()}

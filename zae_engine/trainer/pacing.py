@@ -94,6 +94,10 @@ class Pacing(Resuming):
         if self._batches == 0:
             warn("the loader gave no batch, so nothing was done; the run ends here")
             self._stop_reason = "the loader gave no batch"
+            if self.mode == "train":
+                self._open, self._border = None, Trained(self.model, self.optimizer)
+                if self.progress_checker.get_step() - 1 > self._budget.first_step:  # else nothing is there to be kept
+                    self._at_rest()
             return self._stop_reason
         training, speed, step = self.mode == "train", self._speed, self.progress_checker.get_step() - 1
         self._settle(step)

@@ -112,6 +112,7 @@ class Records(Seams):
         self._epoch_began = time.perf_counter()
         self._tested_loss: float | None = None  # of the last validation since the scheduler's last step
         self._tested_step: float | None = None
+        self._tested_all = True  # whether each set had something to give, so that means can be compared
         self._rows_before = len(self.history)
         self._spent_before = self._spent.now(), self._spent.samples
         self._warned: set[str] = set()
@@ -210,10 +211,11 @@ class Records(Seams):
             row.update({f"train_{key}": value for key, value in self.train_metrics.items()})
         if tested:
             row.update({f"test_{key}": value for key, value in self.test_metrics.items()})
-            self._tested_loss, self._tested_step = row.get("test_loss"), row["step"]
+            self._tested_loss, self._tested_step = row.get("test_loss") if self._tested_all else None, row["step"]
         row["seconds"] = time.perf_counter() - self._epoch_began
         row = self.history.put(row, complete=len(self.history) > self._rows_before)
-        if trained and (tested or not self._valid_sets) and (value := self._monitored(row, tested)) is not None:
+        decides = self._tested_all if tested else not self._valid_sets
+        if trained and decides and (value := self._monitored(row, tested)) is not None:
             self.check_better(cur_epoch=epoch - 1, cur_loss=value)
         return row
 

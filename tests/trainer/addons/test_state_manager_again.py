@@ -109,6 +109,36 @@ def test_save_state_between_two_calls_is_no_call(tmp_path):
     assert steps_of(tmp_path / "run") == list(range(1, 19))
 
 
+class Once:
+    """A loader that has nothing to give in its second epoch."""
+
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        return iter(loader(16) if self.walks == 1 else ())
+
+
+@pytest.mark.filterwarnings("ignore:the loader gave no batch")
+def test_a_run_whose_loader_has_nothing_more_to_give_is_complete(tmp_path):
+    trainer = managed(tmp_path)
+    trainer.run(3, Once())
+    assert committed(tmp_path / "checkpoints")[-1].manifest["complete"]
+    assert trainer.save_state() is not None
+    again = managed(tmp_path)
+    again.run(3, Once(), resume="auto")
+    assert (again.stop_reason, len(again.history)) == ("the loader gave no batch", 1)
+    assert_equal(weights(again.model), weights(trainer.model))
+
+
+@pytest.mark.filterwarnings("ignore:the loader gave no batch")
+def test_a_run_that_had_nothing_to_train_on_is_not_done(tmp_path):
+    managed(tmp_path).run(2, [])
+    trainer = managed(tmp_path)
+    trainer.run(2, loader(16), resume="auto")
+    assert len(trainer.history) == 2
+
+
 def test_more_epochs_of_a_run_that_save_state_followed(tmp_path):
     trainer = managed(tmp_path / "run")
     trainer.run(1, loader(), resume="auto")

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate import DistributedDataParallelKwargs
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -27,9 +28,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from tests.averaging import Averaged, whole
 from tests.distributed import problem
 from tests.distributed.problem import Digits, Weighted, digits, loader, trainer_for
 from zae_engine import Trainer
+from zae_engine.trainer.addons import StateManagerAddon
 
 RANK = int(os.environ.get("RANK", "0"))
 F64 = torch.float64
@@ -694,18 +697,22 @@ def other_weights(sharded_too: bool) -> dict:
     return {"weights": problem.weights(trainer.model), "seed": trainer.seed}
 
 
-def fully_sharded(parts: int) -> dict:
-    """FSDP2 by torch's own fully_shard, on a mesh of CPU processes."""
+def fully_shard_on_cpu(network: nn.Module, world: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh("cpu", (world,))
+    fully_shard(network[0], mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def fully_sharded(parts: int) -> dict:
+    """FSDP2 by torch's own fully_shard, on a mesh of CPU processes."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     trainer_for()  # makes the process group
     network = problem.model("ln", F64)
     if world > 1:
-        mesh = init_device_mesh("cpu", (world,))
-        fully_shard(network[0], mesh=mesh)
-        fully_shard(network, mesh=mesh)
+        fully_shard_on_cpu(network, world)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     options = {"gradient_clip": 0.5, "gradient_accumulation_steps": parts}
     trainer = Digits(network, "cpu", optimizer=optimizer, log_bar=False, seed=0, **options)
@@ -713,6 +720,30 @@ def fully_sharded(parts: int) -> dict:
     trainer.apply_weights()
     whole = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in network.state_dict().items()}
     return {"weights": whole, "seen": trainer.seen, "rows": trainer.history.rows}
+
+
+def swapped(folder: str, spread: bool) -> dict:
+    """What an add-on has swapped in for `check_better` is what is saved, and what the same command again gives."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer_for()  # makes the process group
+    path = os.path.join(folder, f"swapped-{spread}-{world}")
+    kind = Digits.add_on(StateManagerAddon, Averaged)
+
+    def again() -> Digits:
+        network = problem.model("ln")
+        if spread and world > 1:
+            fully_shard_on_cpu(network, world)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        return kind(network, "cpu", optimizer=optimizer, log_bar=False, seed=0, save_path=path)
+
+    trainer = again()
+    trainer.run(2, loader(203), loader(40), resume="auto")
+    second = again()
+    second.run(2, loader(203), loader(40), resume="auto")
+    live = whole(second.model.state_dict())
+    second.apply_weights()
+    saved = load_file(os.path.join(path, "model.safetensors"))
+    return {"judged": trainer.judged, "again": whole(second.model.state_dict()), "saved": saved, "live": live}
 
 
 REFUSED = ("length", "valid", "counted", "stream", "shards", "uncut", "prepared", "data", "on-first", "on-first-own")
@@ -756,6 +787,8 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "unused-unsaid": partial(unused, []),
         "within-epoch": lambda: train(loader(203, F64), held_out=loader(50, F64), valid_every="2st", dtype=F64),
         "files": partial(files, folder),
+        "swapped": partial(swapped, folder, False),
+        "swapped-fsdp2": partial(swapped, folder, True),
         "other-weights": partial(other_weights, False),
         "other-weights-shards": partial(other_weights, True),
         "fsdp2-1": partial(fully_sharded, 1),

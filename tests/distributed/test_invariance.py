@@ -177,6 +177,14 @@ def test_one_model_and_one_file(results, processes):
         assert all(difference(part["weights"], wanted["weights"]) == 0 for part in results(name, processes))
 
 
+@pytest.mark.parametrize("name", ["swapped", "swapped-fsdp2"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_what_was_judged_is_what_is_saved(results, name, processes):
+    for part in results(name, processes):
+        assert difference(part["saved"], part["judged"]) == difference(part["again"], part["judged"]) == 0
+        assert difference(part["live"], part["judged"]) > 0
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_what_cannot_be_shared_out_is_refused(results, processes):
     sentences = {

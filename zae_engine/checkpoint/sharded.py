@@ -12,6 +12,7 @@ Nothing is sent between the processes, neither for saving nor for loading, so fi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +139,14 @@ def load_sharded(folder: Path, model: nn.Module, optimizer: Optimizer | None = N
         load_state(optimizer, found)
 
 
-def whole_model(model: nn.Module) -> dict[str, Any] | None:
+def whole_model(model: nn.Module, kept: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """The whole state of a spread model on the CPU, put together parameter by parameter; all processes have to ask.
+
+    Parameters
+    ----------
+    model : nn.Module
+    kept : mapping, optional
+        Copies of its state, spread or whole, to be put together in place of what the model has now.
 
     Returns
     -------
@@ -151,7 +158,8 @@ def whole_model(model: nn.Module) -> dict[str, Any] | None:
     known: dict[int, Any] = {}
     for key, value in own_names(plain(model).state_dict(keep_vars=True)).items():
         if id(value) not in known:
-            known[id(value)] = _gathered(value, first) if isinstance(value, Tensor) else value
+            now = value if kept is None else _moved(kept[key], value)
+            known[id(value)] = _gathered(now, first) if isinstance(now, Tensor) else now
         whole[key] = known[id(value)]
     return whole if first else None
 
@@ -161,6 +169,11 @@ def _place() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def _moved(kept: Any, like: Any) -> Any:
+    """A part that was kept on the CPU, where the processes can put it together."""
+    return kept.to(like.device) if hasattr(kept, "full_tensor") else kept
 
 
 def _gathered(tensor: Tensor, first: bool) -> Tensor | None:

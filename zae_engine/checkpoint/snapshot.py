@@ -41,7 +41,7 @@ class Snapshot:
         with torch.inference_mode(False), torch.no_grad():  # or the buffers could not be written outside of it
             copied: dict[object, Tensor] = {}
             for name, tensor in tensors.items():
-                identity = _identity(tensor)
+                identity = identity_of(tensor)
                 if identity not in copied:
                     copied[identity] = self._copy(name, tensor)
                 copies[name] = copied[identity]
@@ -65,9 +65,25 @@ def _fits(buffer: Tensor, tensor: Tensor) -> bool:
     return same and (not tensor.is_cuda or buffer.is_pinned())
 
 
-def _identity(tensor: Tensor) -> object:
+def identity_of(tensor: Tensor) -> object:
     """The same for tensors that are the same memory, seen in the same way."""
-    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+    if hasattr(tensor, "device_mesh") or tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return id(tensor)
     view = (tensor.is_conj(), tensor.is_neg(), tensor.dtype, tensor.shape, tensor.stride())
     return (tensor.device, tensor.data_ptr(), *view)
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether all tensors, of the CPU, are there in both and equal to the bit."""
+    return one.keys() == other.keys() and all(_same_bits(one[name], other[name]) for name in one)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout or one.is_quantized:
+        return False
+    return torch.equal(_bytes(one), _bytes(other))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)

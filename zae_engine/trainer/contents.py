@@ -20,7 +20,7 @@ from ..checkpoint.sharded import FOLDER, VALUES, load_sharded, take_shards
 from ..checkpoint.weights import WeightsError, load_weights, own_state
 from .blame import warn
 from .processes import is_sharded
-from .saving import MODEL, STATE, Contents, own_stem
+from .saving import BEST, MODEL, STATE, Contents, own_stem
 from .trained import Trained, put_trained
 
 Nest = dict[str, Any]
@@ -191,6 +191,11 @@ def listed(checkpoint: Checkpoint, stem: str) -> Path:
     """A file of tensors of a checkpoint, in whichever format; one that its manifest lists, and so was verified."""
     names = [name for suffix in SUFFIXES if (name := f"{stem}{suffix}") in checkpoint.files]
     return checkpoint.file(names[0] if names else f"{stem}{SUFFIXES[0]}")
+
+
+def best_of(checkpoint: Checkpoint) -> Path:
+    """The file of the best weights in a checkpoint that has them: its own, or the model's where they are the same."""
+    return listed(checkpoint, BEST if any(f"{BEST}{suffix}" in checkpoint.files for suffix in SUFFIXES) else MODEL)
 
 
 def _document(checkpoint: Checkpoint, stem: str) -> Nest:

@@ -236,14 +236,15 @@ class Keeper(TakingUp):
         now = self._monitored is not None and self._monitored[2] and self._monitored[0] == contents.summary["step"]
         # Spread ones are put together by all processes, of which one alone may know that the last save failed.
         if buffer["weight"] and (now if spread else buffer["weight"][-1] is not self._best_weights):
-            stem = MODEL if now or spread else BEST
-            whole = whole_model(self.trainer.model) if spread else None
-            if self._processes.first and (spread or not now):
-                best = whole or buffer["weight"][-1]
-                contents.private[stem] = {k: v for k, v in best.items() if isinstance(v, Tensor)}
+            # What was kept then: the model's own weights may be others again, after an add-on has swapped them back.
+            best = whole_model(self.trainer.model, buffer["weight"][-1]) if spread else buffer["weight"][-1]
+            if best is not None and self._processes.first:
+                contents.private[MODEL if spread else BEST] = {k: v for k, v in best.items() if isinstance(v, Tensor)}
             contents.is_best = True
             self._best_weights = buffer["weight"][-1]
-            self._best = {"epoch": buffer["epoch"][-1], "serial": self._serial, "file": stem}
+            self._best = {"epoch": buffer["epoch"][-1], "serial": self._serial}
+        elif not buffer["weight"]:  # another `monitor` was assigned
+            self._best = self._best_weights = None
         if self._best is not None:
             contents.summary["refers_to"] = [self._best["serial"]]
             contents.summary["best"] = {"epoch": self._best["epoch"], "serial": self._best["serial"]}

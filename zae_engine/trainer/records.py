@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
 from ..checkpoint.best import RULE, is_finite
+from ..checkpoint.snapshot import identity_of
 from ..checkpoint.weights import own_state
 from . import checks
 from .batch import as_float, is_scalar
@@ -258,8 +259,7 @@ class Records(Seams):
             # On the CPU, so that the copy takes no memory of the device; a copy, since the live weights go on changing.
             spread = any(hasattr(p, "ds_id") for p in self.model.parameters())  # ZeRO-3 leaves nothing of them here
             state = whole_state(self.model) if spread else own_state(self.model)
-            weights = {key: _copy(value) for key, value in state.items()}
-            self.weight_buffer = {"epoch": [cur_epoch], "weight": [weights]}
+            self.weight_buffer = {"epoch": [cur_epoch], "weight": [_copies(state)]}
         return better
 
     def stop(self, reason: str) -> None:
@@ -333,6 +333,18 @@ class Records(Seams):
             self.loss_buffer = own["best"]
         else:
             self._forget_best()
+
+
+def _copies(state: dict[str, Any]) -> dict[str, Any]:
+    """Copies of a state's values; tied weights are one tensor there, too, and so are written once."""
+    known: dict[object, Any] = {}
+    copies: dict[str, Any] = {}
+    for key, value in state.items():
+        identity = identity_of(value) if isinstance(value, Tensor) else key
+        if identity not in known:
+            known[identity] = _copy(value)
+        copies[key] = known[identity]
+    return copies
 
 
 def _copy(value: Any) -> Any:

@@ -20,7 +20,7 @@ from ..checkpoint.commit import Commit
 from ..checkpoint.documents import write_packed, write_tensors
 from ..checkpoint.folder import FOLDER, name_of
 from ..checkpoint.retention import retain
-from ..checkpoint.snapshot import Snapshot
+from ..checkpoint.snapshot import Snapshot, equal
 from ..files import replacing
 from ..logs.history_file import HistoryFile
 from .processes import Processes
@@ -170,6 +170,7 @@ class Saver:
         return partial(self._write, contents, files, of_weights)
 
     def _write(self, contents: Contents, documents: dict[str, Any], weights: Weights) -> None:
+        weights = _each_once(weights)
         name = name_of(contents.summary["serial"], contents.summary["step"])
         commit = Commit(self.folder / FOLDER, name, self._token, self._processes.index, self._processes.count)
         commit.write(partial(self._files, contents, documents, weights))
@@ -185,7 +186,8 @@ class Saver:
         path = commit.finish(contents.summary, _PATIENCE, lambda: time.monotonic() > self._patience)
         self.committed = str(path)
         if contents.is_best:
-            self._publish(next(path / f"{stem}{self.suffix}" for stem in (BEST, MODEL) if stem in weights))
+            source = next(path / f"{stem}{self.suffix}" for stem in (BEST, MODEL) if stem in weights)
+            self._problems += publish(source, self.folder)
         self._problems += retain(self.folder / FOLDER, *self._keep)
 
     def _files(self, contents: Contents, documents: dict[str, Any], weights: Weights, folder: Path) -> list[str]:
@@ -199,18 +201,32 @@ class Saver:
         names += contents.sharded.write(folder) if contents.sharded is not None else []
         return names + (contents.together(folder) if contents.together is not None else [])
 
-    def _publish(self, source: Path) -> None:
-        """Let the best weights lie in the run folder, too; as the same file where the file system can do that."""
-        final = self.folder / f"{MODEL}{self.suffix}"
-        try:
-            with replacing(final) as partial_name:
-                partial_name.unlink()
-                try:
-                    os.link(source, partial_name)
-                except OSError:
-                    shutil.copyfile(source, partial_name)
-        except OSError as error:
-            self._problems.append(f"the best weights are in {str(source)!r} only: {error}")
+
+def publish(source: Path, folder: Path) -> list[str]:
+    """Let the best weights lie in the run folder, too; as the same file where the file system can do that.
+
+    Returns
+    -------
+    list of str
+        A sentence when that could not be done.
+    """
+    try:
+        with replacing(folder / f"{MODEL}{source.suffix}") as partial_name:
+            partial_name.unlink()
+            try:
+                os.link(source, partial_name)
+            except OSError:
+                shutil.copyfile(source, partial_name)
+    except OSError as error:
+        return [f"the best weights are in {str(source)!r} only: {error}"]
+    return []
+
+
+def _each_once(weights: Weights) -> Weights:
+    """Without a file of the best weights where they are the model's, to the bit, which an add-on may have swapped."""
+    if BEST in weights and MODEL in weights and equal(weights[BEST], weights[MODEL]):
+        return {stem: tensors for stem, tensors in weights.items() if stem != BEST}
+    return weights
 
 
 def _of(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.disk import digest
 from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
 from .blame import warn
-from .contents import listed, put_passed, put_whole, with_twins
+from .contents import best_of, put_passed, put_whole, with_twins
 from .processes import Processes
 from .run_log import RunLog
+from .saving import MODEL, publish
 
 _MEMORY = ("calls", "_at_an_end", "_best")
 
@@ -37,7 +39,8 @@ class TakingUp:
     def __init__(self, log: RunLog) -> None:
         self.log, self.calls = log, 0
         self._monitored: tuple[int, float, bool] | None = None  # step, value, whether it was the best
-        self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial, file
+        self._best: dict[str, Any] | None = None  # where the best weights are: epoch, serial
+        self._best_file: Path | None = None  # of a checkpoint that was loaded
         self._best_weights: Any = None  # the very dict of the trainer's weight_buffer that is there
         self._at_an_end = False  # whether the end of the last call was loaded, and nothing since
         self._broken = False  # whether the last call broke off, so that the trainer stands where no checkpoint does
@@ -163,6 +166,7 @@ class TakingUp:
 
     def _load_best(self, checkpoint: Checkpoint, inside: bool, extra: dict[str, Any]) -> None:
         buffer: dict[str, list[Any]] = {"epoch": [], "weight": []}
+        self._best_file = None
         if self._best is not None:
             holder = self._holder(checkpoint, self._best["serial"])
             if holder is None:
@@ -173,10 +177,26 @@ class TakingUp:
                 )
                 self._best = None
             else:
-                weights = with_twins(self.trainer.model, read_tensors(listed(holder, self._best["file"])) | extra)
+                file = best_of(holder)
+                self._best_file = file if inside else None
+                weights = with_twins(self.trainer.model, read_tensors(file) | extra)
                 buffer = {"epoch": [self._best["epoch"]], "weight": [weights]}
                 self._best_weights = weights if inside else None
         self.trainer.weight_buffer = buffer
+
+    def show_best(self) -> None:
+        """Let the run folder have the best weights of the run that goes on, if a crash came before they were there."""
+        source = self._best_file
+        if source is None or not self._processes.first:
+            return
+        there = self.folder / f"{MODEL}{source.suffix}"
+        try:
+            if there.is_file() and (there.samefile(source) or digest(there) == digest(source)):
+                return
+        except OSError:  # it is made anew
+            pass
+        for sentence in publish(source, self.folder):
+            warn(sentence)
 
     def _holder(self, checkpoint: Checkpoint, serial: int) -> Checkpoint | None:
         if serial == checkpoint.serial:

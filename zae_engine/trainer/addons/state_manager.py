@@ -329,6 +329,7 @@ class StateManagerAddon(RunFolderAddon):
             return True
         self._compare(found, keeper.calls == call)
         state = keeper.load(found)
+        keeper.show_best()
         if self._is_done(state, n_epoch, limits):
             self._conclude(*loaders)
             keeper.has_loaded_its_end()

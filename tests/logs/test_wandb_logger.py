@@ -18,8 +18,9 @@ from tests.helpers import MLPTrainer, loader, make
 from zae_engine.logs.feed import close
 from zae_engine.logs.logger import Record, RunInfo
 from zae_engine.logs.network import unreachable
+from zae_engine.logs.wandb_account import has_key
 from zae_engine.logs.wandb_file import read_steps
-from zae_engine.logs.wandb_logger import WandBLogger, has_key, valid
+from zae_engine.logs.wandb_logger import WandBLogger, valid
 from zae_engine.trainer.addons import WandBLoggerAddon
 
 wandb = pytest.importorskip("wandb")

@@ -19,6 +19,7 @@ from .logger import Logger, Record, RunInfo, flat
 from .network import unreachable
 from .origins import is_name
 from .registry import check_settings
+from .wandb_account import has_key, refusal
 from .wandb_file import is_ended, read_steps
 from .wandb_origins import LABELS, settings_in, wandb_admits
 
@@ -322,42 +323,6 @@ def _start(chosen: dict[str, Any]) -> Any:
 def valid(name: str) -> str:
     """Make a name one that W&B takes for a project: 128 characters at most, without its special ones."""
     return "".join("-" if letter in "/\\#?%:" else letter for letter in name).strip()[:128] or "zae-engine"
-
-
-def has_key(url: str) -> bool:
-    """Whether there are credentials for a server where wandb looks for them; nobody is asked."""
-    try:
-        return _credentials(url) is not None
-    except (ImportError, TypeError):  # another version of wandb
-        from requests.utils import get_netrc_auth  # type: ignore[import-untyped, unused-ignore]
-
-        return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(url))
-
-
-def refusal(url: str, key: str | None = None) -> str:
-    """What a server says against the credentials, in one line; an empty text when it takes them. Some seconds."""
-    try:
-        from wandb.errors import AuthenticationError
-        from wandb.sdk.lib.wbauth import AuthApiKey, HostUrl
-
-        try:
-            found = AuthApiKey(host=HostUrl(url), api_key=key) if key else _credentials(url)
-            found.verify()
-        except AuthenticationError as error:
-            return str(error).strip().splitlines()[0]
-    except (ImportError, TypeError, AttributeError):  # another version of wandb: its init tells
-        pass
-    return ""
-
-
-def _credentials(url: str) -> Any:
-    from wandb.errors import AuthenticationError
-    from wandb.sdk.lib.wbauth import authenticate_session
-
-    try:
-        return authenticate_session(host=url, source="zae-engine", prompt=False, update_session=False)
-    except AuthenticationError:  # one that cannot be a key
-        return None
 
 
 def _new_id() -> str:

@@ -93,7 +93,8 @@ class Merger:
         if (whole := number(seconds.get("all"))) > 0:
             values["samples/s"] = number(line.get("samples")) / whole
             values["waiting for data"] = number(seconds.get("data")) / whole
-        return {"epoch": number(line.get("epoch")), "lr": number(line.get("lr")), **values}
+        rates = {name: number(rate) for name, rate in line.items() if name == "lr" or name.startswith("lr/")}
+        return {"epoch": number(line.get("epoch")), "lr": 0.0, **rates, **values}
 
     def _of_row(self, line: Line) -> dict[str, float]:
         values = {"epoch": number(line.get("epoch")), "lr": number(line.get("lr"))}

@@ -22,10 +22,12 @@ def part_of(name: str, names: Mapping[str, Any] | Sequence[str]) -> tuple[str, s
     Parameters
     ----------
     name : str
-        A column of the rows; ``lr`` is ``('lr', '')``.
+        A column of the rows; ``lr`` is ``('lr', '')``, ``lr/head`` is ``('lr', 'head')``.
     names : mapping or sequence of str
         All columns, from which the names of validation sets are told.
     """
+    if name.startswith("lr/"):  # of one group of the optimizer
+        return "lr", name[3:]
     split, _, quantity = name.partition("_")
     if split not in ("train", "test") or not quantity:
         return name, ""

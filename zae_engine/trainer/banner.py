@@ -16,6 +16,7 @@ from ..logs.summary import advice, effort_lines, shares_of
 from .circumstances import loader_facts, peak_memory
 from .history import Row
 from .plan import BatchPlan
+from .trained import rates_in_words
 
 _PRECISIONS = {"no": "fp32"}
 
@@ -44,7 +45,7 @@ def epoch_line(title: str, row: Row, speed: float) -> str:
     """One line for an epoch that is done."""
     shown = [name for name in row if name.startswith(("train_", "test_"))]
     values = "  ".join(f"{name} {row[name]:.4g}" for name in shown)
-    return f"{title} | {values} | lr {row['lr']:.2e}  {speed:,.0f} samples/s  {row['seconds']:.1f} s"
+    return f"{title} | {values} | lr {rates_in_words(row, 2)}  {speed:,.0f} samples/s  {row['seconds']:.1f} s"
 
 
 def farewell(trainer: Any) -> str:

@@ -26,6 +26,7 @@ from .monitor import Monitor
 from .processes import Processes, is_sharded
 from .progress import ProgressChecker, make_bar
 from .spent import Spent
+from .trained import rates_in_words, rates_of
 
 Path = str | PathLike[str]
 
@@ -152,7 +153,7 @@ class Records(Seams):
         """What the bar shows: position, learning rate and the epoch's means so far."""
         log = self.log_train if self.mode == "train" else self.log_test
         means = {key: f"{value:.6f}" for key, value in log.means().items()}
-        return {"Batch": f"{cur_batch}/{num_batch}", "LR": f"{self._rate():.3e}", **means}
+        return {"Batch": f"{cur_batch}/{num_batch}", "LR": rates_in_words(rates_of(self.optimizer), 3), **means}
 
     def metric_on_epoch_end(self) -> dict[str, float]:
         """Return further metrics of the epoch that ends, from its logs; override this.
@@ -199,15 +200,13 @@ class Records(Seams):
                 return  # process 0 has said it
             warn(text)
 
-    def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer is not None else 0.0
-
     # ------------------------------------------------------------------ epochs
 
     def _take_stock(self, epoch: int, tested: bool) -> Row:
         """Put the metrics, as they are now, into the history, and keep the weights if they are the best so far."""
         trained = self.mode == "train"
-        row: Row = {"epoch": epoch, "step": self.progress_checker.get_step() - 1, "lr": self._rate()}
+        row: Row = {"epoch": epoch, "step": self.progress_checker.get_step() - 1}
+        row.update(rates_of(self.optimizer))
         if trained:
             row.update({f"train_{key}": value for key, value in self.train_metrics.items()})
         if tested:

@@ -10,6 +10,7 @@ from ..logs.history_file import Line
 from .gathering import mean_series
 from .history import Series
 from .spent import Spent
+from .trained import rates_of
 
 _MOST = 1000  # steps a line
 
@@ -55,7 +56,7 @@ class StepLines:
         now, before = spent.now(), self._seconds
         means = {key: _mean(series) for key, series in fresh.items() if len(series.values)}
         seconds = {part: round(now[part] - before[part], 6) for part in now}
-        point = {"kind": "point", "step": step, "epoch": epoch, "lr": trainer._rate(), "time": time.time(),
+        point = {"kind": "point", "step": step, "epoch": epoch, **rates_of(trainer.optimizer), "time": time.time(),
                  "train": means, "samples": spent.samples - self._samples, "seconds": seconds}  # fmt: skip
         self._begin_point(spent)
         return point

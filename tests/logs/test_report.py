@@ -12,6 +12,7 @@ from tests.checkpoint.making import make
 from tests.logs.browser import CHROMIUM, Browser
 from tests.logs.making import STARTED, attempt, checkpoint, end, long_run, note, point, row, steps, write
 from zae_engine.cli import main
+from zae_engine.logs.curves import draw_curves
 from zae_engine.logs.reading import read_run
 from zae_engine.logs.report import names_of, render, write_report
 
@@ -189,3 +190,46 @@ def test_a_page_asks_for_nothing_even_if_a_name_would(tmp_path, browser):
     browser.run("document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/other.png\">')")
     assert any("Content Security Policy" in error for error in browser.errors)
     browser.errors.clear()
+
+
+def crowded(folder, count, made):
+    """A run of so many values, which `made` names."""
+    names = [made(i) for i in range(count)]
+    rows = [row(n, 2 * n + 2, 0.5, **dict.fromkeys(names, 1.0 + n)) for n in range(2)]
+    values = {name.removeprefix("train_"): [1.0, 2.0, 3.0, 4.0] for name in names if name.startswith("train_")}
+    return write(folder, [attempt(), steps(1, loss=[4.0, 3.0, 2.0, 1.0], **values), point(4), *rows])
+
+
+@pytest.mark.parametrize(
+    ("made", "left"),
+    [
+        (lambda i: f"train_k{i}", "9,942 more panels are left out"),
+        (lambda i: f"test_k{i}", "9,942 more panels are left out"),
+        (lambda i: f"test_set{i}_loss", "9,962 more curves are left out"),
+        (lambda i: f"test_set_{i}_acc{i}", "9,942 more panels are left out"),
+    ],
+)
+def test_of_many_values_a_page_is_made_within_seconds(tmp_path, made, left):
+    folder = crowded(tmp_path / "run", 10_000, made)
+    began = time.process_time()
+    page = write_report([folder]).read_text(encoding="utf-8")
+    draw_curves(folder)
+    assert time.process_time() - began < 20  # it was more than a minute; a picture of 24 panels takes some
+    assert left in page
+    assert len(page) < 12e6
+
+
+def test_of_many_values_of_several_runs_the_watched_one_is_shown(tmp_path):
+    folders = [crowded(tmp_path / name, 2000, lambda i: f"train_k{i}") for name in ("a", "b")]
+    for folder in folders:
+        (folder / "run.json").write_text(json.dumps({"attempts": [note(monitor="k1999 (max)")]}), encoding="utf-8")
+    page = write_report(folders, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "1,943 more panels are left out" in page
+    assert page.count("<figure") == 60
+    assert "train k1999" in page
+
+
+def test_a_checkpoint_of_many_metrics_is_one_line(tmp_path):
+    write(tmp_path / "run", [attempt(), point(2), row(0, 2, 0.5)])
+    make(tmp_path / "run" / "checkpoints", 1, metrics={f"k{i}": 1.0 for i in range(1000)})
+    assert "and 980 more" in write_report([tmp_path / "run"]).read_text(encoding="utf-8")

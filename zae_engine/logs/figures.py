@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .curves import resumes_of, steps_of
 from .history_file import Line
-from .panels import NOT_DRAWN, TITLES, part_of, smoothed, thinned, window_of
+from .panels import NOT_DRAWN, TITLES, parts_of, smoothed, thinned, window_of
 from .reading import Run
 
 Trace = dict[str, Any]
@@ -24,6 +24,7 @@ _TRAIN, _TESTS = COLOURS[0], COLOURS[1:]
 _GREY = "#8a919c"
 _MARKED = 60  # as many points as get a marker each
 _LAST = ("grad_norm", "lr")
+_MOST, _CURVES = 60, 40  # panels of a page, and curves of a panel: a browser draws them within seconds
 
 
 @dataclass
@@ -76,8 +77,10 @@ def colour_of(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def figures_of(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
+def figures_of(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Figure], int]:
     """Draw runs: of one, a panel a quantity with all of its curves; of several, a panel a quantity and data set.
+
+    No more than a page can hold, what is watched first; and how many panels are left out.
 
     Parameters
     ----------
@@ -85,21 +88,33 @@ def figures_of(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
     names : sequence of str
         Of the runs, as they are to be shown.
     """
-    found = [curves_of(run) for run in runs]
+    quantities = _quantities(runs)
+    found, left = [curves_of(run, set(quantities[:_MOST])) for run in runs], max(len(quantities) - _MOST, 0)
     if len(runs) == 1:
         panels = {name: [(curve, 0) for curve in curves] for name, curves in found[0].items()}
         figures = [_panel(name, parts, found, runs, names) for name, parts in panels.items()]
         for figure in figures[:1]:
             figure.is_wide = True
-        return figures
+        return figures, left
     kinds = dict.fromkeys((name, curve) for curves in found for name in curves for curve in curves[name])
     order = sorted(kinds, key=lambda kind: (_rank(kind[0]), kind[0], kind[1] == "train", kind[1]))
     return [
         _panel(
             name, [(curve, i) for i, curves in enumerate(found) if curve in curves.get(name, {})], found, runs, names
         )
-        for name, curve in order
-    ]
+        for name, curve in order[:_MOST]
+    ], left + max(len(order) - _MOST, 0)
+
+
+def _quantities(runs: Sequence[Run]) -> list[str]:
+    """What there is to draw, by its name: the loss, what is watched, and what every training has; then as it came."""
+    columns = [parts_of(run.columns) for run in runs]
+    of_steps = [name for run in runs for name in (*run.steps, *(n for p in run.points for n in p.get("train") or ()))]
+    every = dict.fromkeys((*(part for each in columns for part, _ in each.values()), *of_steps, "lr"))
+    watched = [each[run.best.name][0] for run, each in zip(runs, columns, strict=True)
+               if run.best and run.best.name in each]  # fmt: skip
+    first = [name for name in ("loss", *watched, *_LAST) if name in every]
+    return [name for name in dict.fromkeys([*first, *every]) if name not in NOT_DRAWN]
 
 
 def _rank(name: str) -> int:
@@ -109,15 +124,21 @@ def _rank(name: str) -> int:
 # ---------------------------------------------------------------------- curves
 
 
-def curves_of(run: Run) -> dict[str, dict[str, Curve]]:
-    """Quantity → its curves by name: ``train``, ``test``, ``test NAME``, or none. The loss first, the rate last."""
+def curves_of(run: Run, quantities: Collection[str] | None = None) -> dict[str, dict[str, Curve]]:
+    """Quantity → its curves by name: ``train``, ``test``, ``test NAME``, or none. The loss first, the rate last.
+
+    Parameters
+    ----------
+    run : Run
+    quantities : collection of str, optional
+        Those that are wanted; all if not given.
+    """
     found = dict[str, dict[str, Curve]]()
-    for name in run.columns:
-        if name not in NOT_DRAWN:
-            quantity, curve = part_of(name, run.columns)
+    for name, (quantity, curve) in parts_of(run.columns).items():
+        if quantities is None or quantity in quantities:
             found.setdefault(quantity, {})[curve] = _of_rows(run.rows, name)
     for name, (x, y) in steps_of(run).items():
-        if name not in NOT_DRAWN and len(x):
+        if name not in NOT_DRAWN and len(x) and (quantities is None or name in quantities):
             curves = found.setdefault(name, {})
             curve = "" if name == "lr" or (curves and "train" not in curves and "" in curves) else "train"
             found[name] = {**curves, curve: _of_steps(name, np.asarray(x), np.asarray(y, np.float64))}
@@ -156,7 +177,10 @@ def _panel(
     title, several = TITLES.get(name, name), len(runs) > 1
     if several and parts[0][0]:
         title = f"{parts[0][0]} {title}"
-    figure, every = Figure(title), [found[i][name][curve] for curve, i in parts]
+    figure, more, parts = Figure(title), len(parts) - _CURVES, parts[:_CURVES]
+    every = [found[i][name][curve] for curve, i in parts]
+    if more > 0:
+        figure.notes.append(f"{more:,} more curves are left out.")
     for (curve, i), drawn in zip(parts, every, strict=True):
         label = escape(names[i] if several else curve or title, quote=False)  # which plotly reads as HTML
         colour = colour_of(i) if several else _colour(curve, [c for c, _ in parts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,21 +26,33 @@ def part_of(name: str, names: Mapping[str, Any] | Sequence[str]) -> tuple[str, s
     names : mapping or sequence of str
         All columns, from which the names of validation sets are told.
     """
+    return _part(name, names, set(sets_of(names)))
+
+
+def parts_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """As `part_of`, of all columns that are drawn; of ten thousand in no time."""
+    known = dict.fromkeys(names)
+    sets = set(sets_of(known))
+    return {name: _part(name, known, sets) for name in known if name not in NOT_DRAWN}
+
+
+def _part(name: str, names: Mapping[str, Any] | Sequence[str], sets: set[str]) -> tuple[str, str]:
     if name.startswith("lr/"):  # of one group of the optimizer
         return "lr", name[3:]
     split, _, quantity = name.partition("_")
     if split not in ("train", "test") or not quantity:
         return name, ""
-    if split == "test" and f"train_{quantity}" not in names:
-        for kept in sets_of(names):
-            if quantity.startswith(f"{kept}_"):
-                return quantity[len(kept) + 1 :], f"test {kept}"
+    if split == "test" and sets and f"train_{quantity}" not in names:
+        ends = [place for place, sign in enumerate(quantity) if sign == "_"]
+        for end in reversed(ends):  # the longest first
+            if quantity[:end] in sets:
+                return quantity[end + 1 :], f"test {quantity[:end]}"
     return quantity, split
 
 
 def sets_of(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """Names of validation sets, the longest first: each has a loss beside the pooled one."""
-    tested = [name[5:] for name in names if name.startswith("test_")]
+    tested = dict.fromkeys(name[5:] for name in names if name.startswith("test_"))
     found = [q[:-5] for q in tested if q.endswith("_loss") and "loss" in tested and f"train_{q}" not in names]
     return sorted(found, key=len, reverse=True)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from .panels import NOT_DRAWN, TITLES, part_of, smoothed, thinned, window_of
+from .panels import NOT_DRAWN, TITLES, parts_of, smoothed, thinned, window_of
 
 Row = Mapping[str, Any]
 Points = tuple[Any, Any]  # steps and values, as arrays
@@ -25,6 +25,7 @@ Points = tuple[Any, Any]  # steps and values, as arrays
 _STYLES = {"train": ("#0072B2", "o"), "test": ("#D55E00", "s"), "": ("#333333", "o")}
 _OTHERS = (("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"), ("#56B4E9", "P"))
 _MOST = 24  # panels; more would take long to draw, and nobody looks at them all
+_CURVES = 24  # in one panel; more could not be told apart
 _STEPS = (1, 2, 2.5, 5, 10)  # between the numbers at an axis
 _MARKED = 40  # as many values as get a marker each
 _CJK = (
@@ -100,14 +101,14 @@ def draw(
 
 def panels_of(rows: Sequence[Row], steps: Mapping[str, Points]) -> dict[str, Panel]:
     """Quantity → its panel; the loss first, the learning rate last."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in NOT_DRAWN)
     at = np.array([float(row.get("step") or place) for place, row in enumerate(rows, start=1)])
     panels: dict[str, Panel] = {"loss": Panel()}
-    for name in names:
-        quantity, curve = part_of(name, names)
+    for name, (quantity, curve) in parts_of(name for row in rows for name in row).items():
         values = _floats([row.get(name) for row in rows])
         there = np.array([row.get(name) is not None for row in rows], dtype=bool)
-        panels.setdefault(quantity, Panel()).curves[curve] = at[there], values[there]
+        curves = panels.setdefault(quantity, Panel()).curves
+        if len(curves) < _CURVES:
+            curves[curve] = at[there], values[there]
     for name, (x, y) in steps.items():
         if name not in NOT_DRAWN:
             _add_steps(panels.setdefault(name, Panel()), name, np.asarray(x, dtype=float), _floats(y))

@@ -22,6 +22,7 @@ REPORT = "report.html"
 _SMOOTH = (
     "Bold: the mean over about a fiftieth of the steps. Faint: the steps, of very many the lowest and the highest."
 )
+_METRICS = 20  # of a checkpoint that its line shows
 _PARTS = tuple(PARTS)
 _PART_NAMES = {"data": "waiting for data", "saving": "saving checkpoints"}
 _PART_COLOURS = dict(zip(_PARTS, (COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[4], COLOURS[3]), strict=True))
@@ -78,7 +79,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def _content(runs: Sequence[Run]) -> dict[str, Any]:
     names = names_of([run.folder for run in runs])
-    figures = figures_of(runs, names)
+    figures, left = figures_of(runs, names)
     settings, leading = [settings_of(run) for run in runs], _leading(runs)
     return {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
@@ -88,6 +89,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
             for i, (run, name) in enumerate(zip(runs, names, strict=True))
         ],
         "figures": figures,
+        "left_out": left,
         "smooth": _SMOOTH if any(figure.is_smooth for figure in figures) else "",
         "drawn": [{"data": figure.data, "layout": figure.layout} for figure in figures],
         "settings": table_of(settings),
@@ -185,13 +187,19 @@ def _checkpoints(run: Run) -> list[dict[str, str | bool]]:
             "name": checkpoint.path.name,
             "step": f"{checkpoint.step:,}",
             "epoch": NOTHING if checkpoint.epoch is None else f"{checkpoint.epoch:,}",
-            "metrics": ", ".join(f"{k} {v:.4g}" for k, v in checkpoint.metrics.items() if not math.isnan(v)) or NOTHING,
+            "metrics": _metrics(checkpoint.metrics),
             "size": in_units(checkpoint.size),
             "created": checkpoint.created.strftime("%Y-%m-%d %H:%M:%S") if checkpoint.created else NOTHING,
             "is_best": checkpoint.serial == best.get("serial"),
         }
         for checkpoint in reversed(run.saved)
     ]
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    said = [f"{name} {value:.4g}" for name, value in metrics.items() if not math.isnan(value)]
+    more = [f"and {len(said) - _METRICS:,} more"] if len(said) > _METRICS else []
+    return ", ".join([*said[:_METRICS], *more]) or NOTHING
 
 
 def _attempts(run: Run) -> list[list[str]]:

@@ -245,3 +245,66 @@ def test_a_logged_graph_is_not_kept():
     trainer.run(1, loader())
     assert all(not v.requires_grad for v in trainer.log_train["output"])
     assert weights(trainer.model)
+
+
+def test_a_key_that_is_deleted_leaves_no_mean():
+    class Deleting(MLPTrainer):
+        def logging(self, step_dict):
+            super().logging({**step_dict, "gone": 1.0, "put": 2.0})
+            if self.mode == "train":
+                del self.log_train["gone"]
+                self.log_train["put"] = [0.5]
+
+    trainer = make(Deleting)
+    history = trainer.run(2, loader(), loader(20))
+    assert "train_gone" not in history.columns
+    assert "train_put" not in history.columns
+    assert history.column("test_gone") == [1.0, 1.0]
+    assert (trainer.log_train["gone"], trainer.log_train["put"]) == ([], [0.5])
+    losses = len(trainer.get_loss_history())
+    del trainer.log_train["loss"]
+    assert "loss" not in trainer.log_train.means()
+    assert len(trainer.get_loss_history()) == losses  # of all epochs
+
+
+def test_of_a_set_without_losses_metrics_count_by_samples():
+    class Lossless(MLPTrainer):
+        def metric_on_epoch_end(self):
+            if self.mode == "test":
+                del self.log_test["loss"]
+                return {"size": float(sum(map(len, self.log_test["target"])))}
+            return {}
+
+    class Counted(Lossless):
+        def test_step(self, batch):
+            return {**super().test_step(batch), "one": 1.0}
+
+    row = make(Counted).run(1, loader(), {"a": loader(10), "b": loader(30)})[-1]
+    assert row["test_size"] == pytest.approx((10 * 10 + 30 * 30) / 40)
+
+
+class Ambiguous(MLPTrainer):
+    """Has a metric whose name begins with a set's, and a set whose name begins with another's."""
+
+    def metric_on_epoch_end(self):
+        return {"b_loss": 7.0} if self.mode == "test" else {}
+
+
+@pytest.mark.parametrize("monitor", ["loss", "a:b_loss", "a_b:loss"])
+def test_names_that_would_mean_two_things_are_kept_apart(monitor):
+    sets = {"a": loader(10), "a_b": loader(20), "b": loader(30)}
+    trainer = make(Ambiguous, monitor=monitor)
+    with pytest.warns(UserWarning, match="would mean two things") as told:
+        row = trainer.run(1, loader(), sets)[-1]
+    assert [str(w.message) for w in told] == [
+        "test_a_b_loss would mean two things, so it is test_a:b_loss and test_a_b:loss that is of a set",
+        "test_b_loss would mean two things, so it is test_b:loss that is of a set",
+    ]
+    assert (row["test_a:b_loss"], row["test_a_b_b_loss"], row["test_b_b_loss"], row["test_b_loss"]) == (7.0,) * 4
+    assert "test_a_b_loss" not in row
+    for name in sets:
+        alone = make(Ambiguous)
+        alone.run(1, loader(), sets[name])
+        key = f"test_{name}:loss" if name != "a" else "test_a_loss"
+        assert row[key] == alone.history[-1]["test_loss"]
+    assert trainer.loss_buffer == row[f"test_{monitor}"]

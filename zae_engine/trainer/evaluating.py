@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -38,6 +39,7 @@ class Evaluating(Placing):
     _resumable: bool
     _validation: Interval
     _batches: int
+    _ambiguous: frozenset[str] = frozenset()  # names that two metrics of named sets would have
     _budget: Budget
     scheduler: Any
     scheduler_step_on_batch: bool
@@ -103,7 +105,7 @@ class Evaluating(Placing):
 
     def _validate(self, **kwargs: Any) -> bool:
         """Evaluate on every validation set, in the middle of training; return whether there was any sample."""
-        parts, found, self._tested_all = list[Sums](), dict[str, float](), True
+        parts, found, self._tested_all = list[Sums](), dict[str, dict[str, float]](), True
         self.toggle("test")
         try:
             for name, loader in self._valid_sets.items():
@@ -116,13 +118,30 @@ class Evaluating(Placing):
                     self._tested_all = False
                 else:
                     parts.append(with_metrics(self.log_test.sums(), self.test_metrics))
-                    found |= {f"{name}_{key}" if name else key: value for key, value in self.test_metrics.items()}
+                    found[name] = dict(self.test_metrics)
         finally:
             self.toggle("train")
+        whole = pooled(parts)
         self.test_metrics.clear()
-        self.test_metrics.update(pooled(parts) | found)
+        self.test_metrics.update(whole | self._of_sets(found, whole))
         self._validation.restart()
         return bool(parts)
+
+    def _of_sets(self, found: dict[str, dict[str, float]], whole: dict[str, float]) -> dict[str, float]:
+        """The metrics of each set by ``SET_metric``; by ``SET:metric`` where the other would mean two things.
+
+        A metric ``b_loss`` of a set ``a`` and the loss of a set ``a_b`` would have one name, as would the metric
+        ``b_loss`` of all sets together and the loss of a set ``b``.
+        """
+        places = [(name, key) for name, metrics in found.items() if name for key in metrics]
+        counts = Counter([*whole, *(f"{name}_{key}" for name, key in places)])
+        self._ambiguous |= {name for name, count in counts.items() if count > 1}  # and stays so in this trainer
+        named = {each: "_".join(each) for each in places}
+        named |= {each: ":".join(each) for each, name in named.items() if name in self._ambiguous}
+        for name in sorted(self._ambiguous & {"_".join(each) for each in places}):
+            others = " and ".join(f"test_{named[each]}" for each in places if "_".join(each) == name)
+            self._warn_once(f"name {name}", f"test_{name} would mean two things, so it is {others} that is of a set")
+        return {named.get((name, key), key): value for name, metrics in found.items() for key, value in metrics.items()}
 
     def inference(self, loader: Loader) -> list[Any]:
         """Return what `test_step` returns as ``"output"``, one value a batch, on the CPU, in the dataset's order.

@@ -93,6 +93,20 @@ class EpochLog(UserDict[str, list[Any]]):
         """The values of a key, or `default` for one that was never logged."""
         return self[key] if key in self.data else default
 
+    def __setitem__(self, key: str, values: list[Any]) -> None:
+        """Put values in place of a key's; they are kept, not averaged."""
+        if key in self.data:
+            del self[key]
+        self.data[key] = values
+
+    def __delitem__(self, key: str) -> None:
+        """Forget a key's values of this epoch, and with them their mean."""
+        self.drain()
+        del self.data[key]
+        self._large.discard(key)
+        for known in (self._arrived, self._totals, self._series, self._places):
+            known.pop(key, None)
+
     def _fetch(self, key: str, values: list[Any]) -> None:
         arrived = self._arrived.get(key, 0)
         values[arrived:] = to_host(values[arrived:])
@@ -268,7 +282,7 @@ def pooled(parts: Sequence[Sums]) -> dict[str, float]:
 
 def with_metrics(sums: Sums, metrics: dict[str, float]) -> Sums:
     """The sums of one set, with its further metrics weighted by the set's items."""
-    items = sums["loss"][1] if "loss" in sums else 1.0
+    items = sums.get("loss", next(iter(sums.values()), (0.0, 1.0)))[1]
     parts = {key: (value * items, items) for key, value in metrics.items()}
     # A metric may have the name of a value that the step returns, and then stands for it.
     return parts | {key: sums[key] for key, value in pooled([sums]).items() if metrics.get(key) == value}

@@ -1,6 +1,7 @@
 """Corners where a trainer may go wrong without a word."""
 
 import copy
+import math
 import os
 import random
 import subprocess
@@ -253,11 +254,17 @@ def test_plateau_hears_of_validations_within_epochs():
     assert scheduler.best in trainer.history.column("test_loss")
 
 
-@pytest.mark.filterwarnings("ignore:valid_loader")
-@pytest.mark.parametrize("empty", [[], {}, {"a": []}])
-def test_without_a_validation_sample_the_training_loss_decides(empty):
-    trainer, scheduler = plateau(valid_loader=empty)
+def test_without_a_validation_set_the_training_loss_decides():
+    trainer, scheduler = plateau(valid_loader={})
     assert scheduler.best == trainer.loss_buffer == min(trainer.history.column("train_loss"))
+
+
+@pytest.mark.filterwarnings("ignore:valid_loader")
+@pytest.mark.parametrize("empty", [[], {"a": []}])
+def test_without_a_validation_sample_nothing_decides(empty):
+    trainer, scheduler = plateau(valid_loader=empty)
+    assert scheduler.best == trainer.loss_buffer == math.inf
+    assert trainer.weight_buffer["epoch"] == []
 
 
 def test_metrics_of_named_sets_are_pooled_by_samples():

@@ -98,7 +98,8 @@ class BatchPlan:
             self.start.call()  # of an epoch of which nothing is left
         finally:
             self._share = None
-            self.start.began = None  # the loader keeps its copy, which must not keep the trainer
+            # The loader keeps its copy, and the trainer its last plan, none of which must keep the trainer.
+            self.start.began = self._exceeds = None
 
     def _go_beyond(self, length: int) -> None:
         """The loader gives more than it has said: nothing is known of its length any more."""

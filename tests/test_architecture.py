@@ -21,7 +21,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those to its right, and nothing may import add-ons.
 LAYERS = [
     {"files"},
-    {"_version", "near", "document", "schema", "machine", "slurm"},
+    {"_version", "near", "redaction", "document", "schema", "machine", "slurm"},
     {"keys", "rules", "cluster"},
     {"errors", "best"},
     {"disk"},
@@ -30,7 +30,7 @@ LAYERS = [
     {"outcome", "panels"},
     {"reading", "registry", "cursor"},
     {"origins"},
-    {"wandb_origins"},
+    {"wandb_origins", "wandb_metadata"},
     {"merging", "wandb_logger", "neptune_logger", "tensorboard_logger", "mlflow_logger", "trackio_logger"},
     {"csv_logger", "tracker_logger", "summary", "picture", "curves", "figures", "facts"},
     {"feed", "export", "report", "runs", "logs"},

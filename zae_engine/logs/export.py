@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint.lock import RunLock
 from ..files import NotPlainError, check_plain, folder_in, read_json
+from ..redaction import redact
 from .cursor import Cursor, cursors_in
 from .logger import Logger, Record, RunInfo
 from .merging import records_of
@@ -70,7 +71,7 @@ def sync(
             except ForeignError as error:
                 failed.append(str(error))
             except (Exception, SystemExit) as error:  # a client may even exit
-                failed.append(f"{cursor.logger} could not take it: {type(error).__name__}: {error}")
+                failed.append(f"{cursor.logger} could not take it: {type(error).__name__}: {redact(str(error))}")
     if failed:
         raise SyncError("\n".join([*said, *failed]))
     return said

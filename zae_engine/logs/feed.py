@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..redaction import redact
 from .cursor import Cursor
 from .logger import Logger, RunInfo
 from .merging import Tail
@@ -329,7 +330,7 @@ class Delivery:
                 self._file = None
 
     def _set_aside(self, error: BaseException, pause: float) -> None:
-        words = [line for line in _COLOURS.sub("", str(error)).splitlines() if any(map(str.isalnum, line))]
+        words = [line for line in redact(_COLOURS.sub("", str(error))).splitlines() if any(map(str.isalnum, line))]
         said = f"{type(error).__name__}: {words[0].strip().rstrip('.')}" if words else type(error).__name__
         again = "" if self._final else f" it is tried again in {pause:g} s, and"
         if not self._final or not self._failed:  # what a last attempt says, at the end of a process say, tells no more

@@ -21,6 +21,7 @@ from .origins import is_name
 from .registry import check_settings
 from .wandb_account import has_key, refusal
 from .wandb_file import is_ended, read_steps
+from .wandb_metadata import clean_command
 from .wandb_origins import LABELS, settings_in, wandb_admits
 
 _OWN = ("log_model",)
@@ -232,7 +233,8 @@ class WandBLogger(Logger):
         with _OPENING:
             # Others in this process are not touched; the first one is wandb.run, as the script may call wandb.log.
             chosen = {"reinit": "create_new" if wandb.run is not None or _OPEN else "finish_previous", **chosen}
-            run = (self.open_client or _start)(chosen)
+            with clean_command(chosen) as cleaned:
+                run = (self.open_client or _start)(cleaned)
             _OPEN.add(getattr(run, "id", ""))
         if not hasattr(run, "log") or not hasattr(run, "finish"):
             raise TypeError(f"init_wandb(params) returned {run!r}; it has to return the run: wandb.init(**params)")

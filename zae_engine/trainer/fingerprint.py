@@ -19,17 +19,12 @@ from torch.nn.parameter import is_lazy
 
 from .._version import __version__
 from ..checkpoint.names import own_name
+from ..redaction import HIDDEN, is_secret_name, redact
+from ..redaction import without_secrets as without_secrets  # where it has been looked for
 
 _LONG = 20_000
 _AROUND = "OptimizedModule("  # the first line of a compiled module's text; the next one has the module itself
 _STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
-_NAME = r"(?i:token|tkn|key|secret|passw|credential|auth)"
-_SECRET = re.compile(_NAME)
-_OPTION = re.compile(rf"(?s)^([\w.-]*{_NAME}[\w.-]*=).*")
-_NAMED = re.compile(rf"({_NAME}[\w\"'-]*\s*[:=]\s*[\"']?)[^\s\"',&}}]+")  # within JSON, or an address
-_LOGIN = re.compile(r"://[^/@\s]+@")
-_TOKEN = re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|AKIA)[\w-]{8,}")  # of some well-known services
-
 _KIND = "class"  # of what the other options of the same fact belong to
 
 Facts = dict[str, Any]
@@ -79,7 +74,7 @@ def data_of(loader: Any, batch_size: int) -> Facts:
 def circumstances_of(trainer: Any, calls: Mapping[str, Any]) -> Facts:
     """What may change without changing the result, or may be meant to: shown when it differs."""
     return {
-        **{k: "***" if _SECRET.search(k) else str(v) for k, v in calls.items() if v is not None},
+        **{k: HIDDEN if is_secret_name(k) else redact(str(v)) for k, v in calls.items() if v is not None},
         "processes": trainer._processes.count,
         "gradient_accumulation_steps": trainer.gradient_accumulation_steps,
         "device": trainer.device.type,
@@ -132,27 +127,21 @@ def git_of(folder: Path) -> str | None:
 
 def plain_settings(settings: Mapping[str, Any]) -> Facts:
     """Settings of the user's that JSON can hold, without what looks like a password or a token."""
-    return {key: value for key, value in settings.items() if not _SECRET.search(key) and _is_plain(value)}
+    return {key: value for key, value in settings.items() if not _is_secret(key) and _is_plain(value)}
+
+
+def _is_secret(name: str) -> bool:
+    return is_secret_name(name) or name.endswith("headers")  # of requests: these are where credentials are sent
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and not _SECRET.search(key) and _is_plain(v) for key, v in value.items())
+        return all(isinstance(key, str) and not _is_secret(key) and _is_plain(v) for key, v in value.items())
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     if isinstance(value, str):
-        return not _LOGIN.search(value) and not _TOKEN.search(value)
+        return redact(value) == value
     return value is None or isinstance(value, (int, float))
-
-
-def without_secrets(words: list[str]) -> list[str]:
-    """A command line without what looks like a password or a token: values of such names, and in addresses."""
-    clean, hide = list[str](), False
-    for word in words:
-        shown = _NAMED.sub(r"\1***", _OPTION.sub(r"\1***", word))
-        clean.append("***" if hide else _TOKEN.sub("***", _LOGIN.sub("://***@", shown)))
-        hide = not hide and word.startswith("-") and "=" not in word and bool(_SECRET.search(word))
-    return clean
 
 
 def _optimizer(optimizer: Any) -> Facts:

@@ -17,6 +17,7 @@ from ..checkpoint import WeightsError, load_weights, read_weights, save_weights,
 from ..checkpoint.best import RULE, is_finite
 from ..checkpoint.snapshot import identity_of
 from ..checkpoint.weights import own_state
+from ..redaction import redact
 from . import checks
 from .batch import as_float, is_scalar
 from .blame import warn
@@ -271,7 +272,7 @@ class Records(Seams):
         reason : str
             Shown at the end of the run.
         """
-        self._wish = self._wish or reason
+        self._wish = self._wish or redact(reason)  # it is written down
 
     # ------------------------------------------------------------------ files
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..checkpoint.disk import in_words, write_json
 from ..checkpoint.errors import CheckpointError
 from ..files import read_json, writable
-from .fingerprint import without_secrets
+from ..redaction import without_secrets
 
 
 def note_attempt(

@@ -20,6 +20,7 @@ from ..checkpoint.lock import RunLock
 from ..files import NotPlainError, check_plain, clear_partials, refuse_outside
 from ..logs.history_file import HistoryFile, Line
 from ..logs.merging import resumes_in
+from ..redaction import redact
 from .afterwards import Afterwards, end_line
 from .processes import Processes
 from .progress import make_bar
@@ -269,5 +270,5 @@ class RunLog:
 def _status(error: BaseException) -> tuple[str, str]:
     """How a run ended that raised, and why, in one line."""
     status = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-    words = str(error).strip().splitlines()
+    words = redact(str(error)).strip().splitlines()
     return status, f"{type(error).__name__}: {words[0]}" if words else type(error).__name__

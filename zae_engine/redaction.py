@@ -1,0 +1,123 @@
+"""One cleaning for all that is written down: what looks like a password or a token becomes ``***``.
+
+By the name before it (``--password``, ``api_key:``, ``?sig=``), by its form (``hf_…``, a JWT), by its place in an
+address (``https://me:…@host``). It cannot find what has neither. Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+HIDDEN = "***"
+_WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+
+# Words that make a name one of a secret, whatever stands beside them.
+_ALWAYS = re.compile(
+    r"passw.*|passphrase|passcode|pswd|(?!pwd$).*pwd|pwd|(?:db|user|my|ssh|admin)pass|secrets?|credentials?|creds?|"
+    r"authorization|oauth|bearer|jwt|cookies?|tkn|pat|signature|"
+    r"(?:api|access|secret|private|auth|ssh|wandb|hf|account|master|license|encryption)keys?|"
+    r"(?:hf|api|auth|access|my|user|gh|github|gitlab|bot|wandb|refresh|csrf)token"
+)
+# Words that do so unless one of these stands beside them: `pad_token`, `sort_key`, `pass_rate`, `pin_memory`.
+_PLAIN = {
+    "token": "n num max min pad eos bos mask unk sep cls special per id ids type types len length dim count size level "
+    "dropout drop budget limit rate image vocab embed embedding embeddings weight loss style mixing merge pool pooling "
+    "classifier batch position shift register prefix file path class error unexpected next first last new best",
+    "key": "sort primary foreign value query dim padding mask head heads proj projection num n size cache data batch "
+    "state dict input output image label text target column error missing unexpected lookup bias by func file path "
+    "id name frame point metric monitor",
+    "pass": "rate n num forward backward first second single multi low high band one two per over through at all only "
+    "k count",
+    "auth": "mode type url method enabled required scheme provider file",
+    "pin": "memory cpu cpus core cores thread threads host hosts device devices",
+    "sig": "level figs digits",
+    "pw": "conv layer",
+}
+_WEAK = {word: frozenset(company.split()) for word, company in _PLAIN.items()}
+
+_SCHEME = r"(?i:bearer|basic|token|digest|negotiate|apikey)"
+_LOGIN = re.compile(r"(://)(?:[^\s@/:\"'<>]{0,500}:[^\s\"'<>]{0,500}|[^\s@/\"'<>]{1,500})(?=@)")  # bounds, for time
+_QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
+_NAME = re.compile(r"(?<![\w.-])([\w.-]{1,200})([\"']?(?:\s*=\s*|\s*:\s*))")
+_VALUE = re.compile(rf"{_QUOTED}|(?:{_SCHEME}\s+)?[^\s\"',&;}})\]]+")
+_HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\s*:\s*)([^\"'\n]+)")
+_FORMS = re.compile(
+    r"\bhf_[A-Za-z0-9]{12,}|\bgh[pousr]_[A-Za-z0-9]{8,}|\bgithub_pat_\w{8,}|\bglpat-[\w-]{8,}|\b(?:AKIA|ASIA)[A-Z0-9]{8,}\b"
+    r"|\bsk-(?=[\w-]{0,99}\d)[\w-]{12,}|\b[srp]k_(?:live|test)_\w{8,}|\bxox[a-z]-[\w-]{6,}|\bxapp-[\w-]{8,}|\bAIza[\w-]{30,}"
+    r"|\bya29\.[\w-]{8,}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{30,}|\bdckr_pat_[\w-]{8,}|\bdapi[0-9a-f]{32}\b"
+    r"|\bwandb_v\d_\w{20,}|\beyJ[\w+/-]{10,}=*(?:\.[\w-]*){0,2}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+_BEARER = re.compile(r"\b([Bb]earer\s+)(?=\S{0,99}[\d_.-])[\w.~+/=-]{8,}")
+# W&B's older keys are 40 hex digits, as names of git's commits are.
+_HEX = re.compile(r"(?<![\w/@.-])(?:local-)?[0-9a-f]{40}(?![\w/@.-])")
+_COMMIT = re.compile(r"(?i)(?:commit|sha\d*|rev|revision|hash|checksum|git|ref|digest|tree|head|version)[\W_]*$")
+_RANDOM = re.compile(r"[\"']?(?=[^\"']*\d)[\w~+/=-]{16,}[\"']?")
+_USERS = ("-u", "-U", "--user", "--login", "--proxy-user")  # of curl and others: name and password
+_HEADED = re.compile(r"(?s)^(-{0,2}[A-Za-z][\w.-]*=)(.*)$")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an option, a variable or a key of that name holds what is not to be shown.
+
+    Examples
+    --------
+    >>> [is_secret_name(name) for name in ("--api-key", "DB_PASS", "accessToken", "n_tokens", "pass_rate", "author")]
+    [True, True, True, False, False, False]
+    """
+    words = [word.lower() for word in _WORDS.findall(name)]
+    return any(_ALWAYS.fullmatch(word) or (word in _WEAK and _WEAK[word].isdisjoint(words)) for word in words)
+
+
+def redact(text: str) -> str:
+    """Text without what looks like a secret: of an exception, say, or of a value."""
+    text = _LOGIN.sub(rf"\1{HIDDEN}", text)
+    text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+    text = _without_named(text)
+    text = _BEARER.sub(rf"\1{HIDDEN}", _FORMS.sub(HIDDEN, text))
+    return _HEX.sub(lambda found: found[0] if _COMMIT.search(text[: found.start()][-30:]) else HIDDEN, text)
+
+
+def without_secrets(words: Iterable[str]) -> list[str]:
+    """A command line without what looks like a secret: in its words, and behind options of such names."""
+    clean, before = list[str](), ""
+    for word in words:
+        hide = _is_named_by(before, word)
+        clean.append(HIDDEN if hide else _word(before, word))
+        before = word if not hide else before if re.fullmatch(_SCHEME, word) else ""
+    return clean
+
+
+def _is_named_by(before: str, word: str) -> bool:
+    """Whether a word is the value of the one before it, ``--token X`` or ``Authorization: X``."""
+    option = before.startswith("-") and "=" not in before and not re.match("--[A-Za-z]", word)
+    return (option or before.endswith(":")) and " " not in before and is_secret_name(before)
+
+
+def _word(before: str, word: str) -> str:
+    if (headed := _HEADED.match(word)) and is_secret_name(headed[1]):
+        return headed[1] + HIDDEN
+    if before in _USERS and re.match(r"[^:/]+:(?!//)", word):
+        return f"{word.partition(':')[0]}:{HIDDEN}"
+    return word if _HEX.fullmatch(word) and _COMMIT.search(before) else redact(word)
+
+
+def _without_named(text: str) -> str:
+    """Text without values of secret names; behind another name there may be one, too: ``url=…?token=X``."""
+    parts, place = list[str](), 0
+    while found := _NAME.search(text, place):
+        value = _VALUE.match(text, found.end()) if is_secret_name(found[1]) else None
+        parts.append(text[place : found.end()])
+        place = found.end()
+        if value and not (_in_sentence(found[1], found[2]) and not _RANDOM.fullmatch(value[0])):
+            quote = value[0][0] if value[0][0] in "\"'" else ""
+            parts.append(f"{quote}{HIDDEN}{quote}")
+            place = value.end()
+    return "".join([*parts, text[place:]])
+
+
+def _in_sentence(name: str, separator: str) -> bool:
+    """Whether it may be mere words, as in ``missing key: 'weight'``."""
+    return separator.startswith(":") and separator != ":" and name.lower() in (*_WEAK, "pat", "signature", "cookie")

@@ -247,8 +247,9 @@ def read_bytes(path: str | os.PathLike[str], most: int = SMALL, follow: bool = F
         For what is no plain file, or is larger.
     """
     with open_plain(path, follow) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        size = os.fstat(file.fileno()).st_size  # the buffer is made before anything is read
+        content = file.read(size + 1) if size <= most else b""
+    if size > most:
         raise NotPlainError(errno.EFBIG, f"it has more than the {most >> 20} MB that are read", str(path))
     return content
 

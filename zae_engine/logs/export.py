@@ -126,15 +126,15 @@ class _Whole:
     def __init__(self, folder: Path, every_step: bool = False) -> None:
         self.folder, self.records = folder, records_of(folder, every_step)
         run = read_run(folder)
-        self._watched = run.watched
+        self._watched, self._started = run.watched, run.started
         self.summary = {**_json(folder / SUMMARY), **summarize(run)}  # of a run that was killed, too
         status = str(self.summary["status"])
         self.status = status if status in _CLOSED else "failed"  # one that broke off
 
     @property
     def info(self) -> RunInfo:
-        started = _json(self.folder / "run.json").get("attempts") or [{}]
-        config = {key: value for key, value in started[-1].items() if key not in ("token", "pid")}
+        started = self._started[-1] if self._started else {}
+        config = {key: value for key, value in started.items() if key not in ("token", "pid")}
         column, mode = self._watched
         name = column.replace("_", "/", 1)
         if any(f"{name}_epoch" in record.values for record in self.records):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
     CheckpointError
         When it is another model's, optimizer's or scheduler's. It may have been put in partly then.
     """
-    path, state = checkpoint.path, _document(checkpoint, STATE)
-    try:
+    state = _document(checkpoint, STATE)
+    with fitting(checkpoint):
         _put_parts(trainer, checkpoint, state)
         if trainer.mode == "train" and "modes" in state:
             still = {own_name(name) for name in state["modes"]}
@@ -102,10 +103,19 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
             trainer._modes.choose(trainer.model, names)
         _put_place(trainer, checkpoint, state)
         _put_border(trainer, checkpoint, state)
-    except (WeightsError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{str(path)!r} does not fit this trainer: {reason}") from error
     return state
+
+
+@contextmanager
+def fitting(checkpoint: Checkpoint) -> Iterator[None]:
+    """Around what is done with a checkpoint's state: whatever is not in it as it should be is said in words."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{str(checkpoint.path)!r} does not fit this trainer: {reason}") from error
 
 
 def put_passed(trainer: Any, checkpoint: Checkpoint) -> Nest:
@@ -117,10 +127,11 @@ def put_passed(trainer: Any, checkpoint: Checkpoint) -> Nest:
     state = _document(checkpoint, STATE)
     if has_engine(trainer) or is_sharded(trainer.model):
         return put_whole(trainer, checkpoint)  # which cannot be put in partly
-    with suppress(WeightsError):
-        weights = read_tensors(listed(checkpoint, MODEL)) | state["extra"]
-        load_weights(trainer.model, weights, source=f"{str(checkpoint.path)!r}")
-    _put_place(trainer, checkpoint, state)
+    with fitting(checkpoint):
+        with suppress(WeightsError):
+            weights = read_tensors(listed(checkpoint, MODEL)) | state["extra"]
+            load_weights(trainer.model, weights, source=f"{str(checkpoint.path)!r}")
+        _put_place(trainer, checkpoint, state)
     return state
 
 

@@ -14,7 +14,7 @@ from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
 from .blame import warn
-from .contents import best_of, put_passed, put_whole, with_twins
+from .contents import best_of, fitting, put_passed, put_whole, with_twins
 from .processes import Processes
 from .run_log import RunLog
 from .saving import MODEL, publish
@@ -145,13 +145,15 @@ class TakingUp:
         self._at_an_end, self.log.mine = False, False  # also when it is put in partly only
         state = put(self.trainer, checkpoint)
         self._broken = False
-        self._best = state["best"] if self._is_comparable(state) else None
+        with fitting(checkpoint):
+            self._best = state["best"] if self._is_comparable(state) else None
         self._best_weights, self._monitored = None, None
         inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
         self.log.after = checkpoint.manifest.get("history", 0) if inside else 0
         self.log.origin = str(checkpoint.path.name if inside else checkpoint.path)
         self.log.begins = not inside
-        self._load_best(checkpoint, inside, state["best_extra"])
+        with fitting(checkpoint):
+            self._load_best(checkpoint, inside, state["best_extra"])
         return state
 
     def _is_comparable(self, state: dict[str, Any]) -> bool:

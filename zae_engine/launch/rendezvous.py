@@ -20,7 +20,7 @@ def is_restart(environ: Mapping[str, str]) -> bool:
     return counted.isdecimal() and int(counted) > 0 and with_its_store and environ.get("GROUP_WORLD_SIZE") == "1"
 
 
-def with_fresh_store(handlers: Sequence[Any] | None) -> list[Any] | None:
+def with_fresh_store(handlers: Sequence[Any] | None, limit: float | None = None) -> list[Any] | None:
     """Let the processes of a restart meet apart from what those before them have left.
 
     The launcher keeps one store over all attempts, in which the addresses of dead processes still stand. A new process
@@ -31,8 +31,12 @@ def with_fresh_store(handlers: Sequence[Any] | None) -> list[Any] | None:
     ----------
     handlers : sequence of accelerate.utils.KwargsHandler, optional
         The user's; an ``InitProcessGroupKwargs`` among them keeps its other settings.
+    limit : float, optional
+        Seconds that they wait for each other, where the user says nothing else.
     """
     mine = list(handlers or ())
+    if limit is not None and not any(isinstance(h, InitProcessGroupKwargs) for h in mine):
+        mine.append(InitProcessGroupKwargs(timeout=timedelta(seconds=limit)))
     if not is_restart(os.environ):
         return mine or None
     own = next((h for h in mine if isinstance(h, InitProcessGroupKwargs)), None)

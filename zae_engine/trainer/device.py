@@ -34,6 +34,7 @@ def make_accelerator(
     device: Device | Sequence[Device] | None = None,
     mixed_precision: str | None = None,
     kwargs_handlers: Sequence[Any] | None = None,
+    limit: float | None = None,
 ) -> Accelerator:
     """Return a new Accelerator for one trainer, on as many processes as the launcher started.
 
@@ -45,6 +46,8 @@ def make_accelerator(
         None takes the launch configuration's, else 'no'.
     kwargs_handlers : sequence of accelerate.utils.KwargsHandler, optional
         Handed to the Accelerator.
+    limit : float, optional
+        Seconds that the processes wait for each other.
 
     Raises
     ------
@@ -67,7 +70,7 @@ def make_accelerator(
             # The plugin, since the environment beats the plain argument; micro-batches are weighted by the trainer.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=with_fresh_store(kwargs_handlers),
+            kwargs_handlers=with_fresh_store(kwargs_handlers, limit if world.size > 1 else None),
         )
     environment.check_agreement(world, accelerator.num_processes)
     if world.size > 1:

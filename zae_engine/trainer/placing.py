@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from . import checks
 from .agreement import refuse_different
 from .device import Device, make_accelerator
+from .guarding import Guard
 from .layout import Layout
 from .metrics import Measures
 from .modes import Modes
@@ -49,6 +50,7 @@ class Placing(Records):
     gradient_clip: float
     gradient_accumulation_steps: int
     sync_batchnorm: bool
+    max_wait: float | None
     metrics: dict[str, Any]
     _split_batches: bool
     _kwargs_handlers: Sequence[Any] | None
@@ -62,9 +64,10 @@ class Placing(Records):
 
     def _join(self, device: Device | Sequence[Device] | None, mixed_precision: str | None) -> None:
         """Take a place among the processes that train: a device, a share of each batch, what may be written."""
-        self.accelerator = make_accelerator(device, mixed_precision, self._kwargs_handlers)
+        self.accelerator = make_accelerator(device, mixed_precision, self._kwargs_handlers, self.max_wait)
         self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
         self._processes = Processes(self.accelerator)
+        self._guard = Guard(self, self._processes, self.max_wait)
         self.seed = self._processes.from_first(self.seed)
         check_divides(self.shards, self._processes.count)
         here = (self._processes.count, self._processes.index)

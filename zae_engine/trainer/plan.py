@@ -11,10 +11,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..launch.kin import walk
 from .batch import fingerprint
 from .cutting import Marks, count_samples, cut, slices
 from .layout import Layout, Share, Start, ids_hash, nothing
+from .patience import Waits
 from .per_sample import collates_as_usual, per_sample, sizes_of
 from .processes import Processes
 from .sampling import agree_on_generators, is_known, shared_copy, with_stream_seeds
@@ -23,6 +23,7 @@ from .seeding import OwnStreams, base_seed, draw_seed
 from .window import Counting, Micro, Window
 
 _ALONE = Layout()
+_NOBODY = Waits(None, 0, 1, str)  # of whom a plan knows that has no processes
 
 
 class BatchPlan:
@@ -67,6 +68,7 @@ class BatchPlan:
         self.position = self.start.batch
         self._processes = processes if processes is not None and processes.count > 1 else None
         self._counts = processes
+        self._walk = getattr(processes, "waits", _NOBODY).walk
         self._seeded, self._key, self._keeps_ids = seeded, key, keeps_ids
         self._exceeds, self._exceeded = exceeds, False
         self._ids: Sequence[list[Any]] = ()
@@ -120,7 +122,7 @@ class BatchPlan:
                 yield from self._whole(self._by_ids(loader, _ALONE, first))
         elif loader is not None:
             own = not isinstance(loader, (list, tuple))
-            batches = _with_own_streams(with_stream_seeds(loader)) if own else iter(loader)
+            batches = _with_own_streams(with_stream_seeds(loader), self._walk) if own else iter(loader)
             yield from islice(self._whole(batches), self.start.batch, None)
 
     def _by_ids(self, loader: DataLoader[Any], layout: Layout, start: Start | None = None) -> Iterator[Any]:
@@ -128,13 +130,13 @@ class BatchPlan:
         start = start or self.start
         seeded = self._seeded and not draws_nothing(loader.dataset)
         if not self._watches(loader, start) and not seeded and layout.loader_batches == 1:
-            yield from walk(loader)
+            yield from self._walk(loader)
             return
         like, shares = shared_copy(loader, seeded)
         stays = loader.persistent_workers and vars(like).get("_iterator") is not None
         drawn = partial(base_seed, loader.generator) if stays else nothing  # starting workers draws it by itself
         queue = shares.begin(layout, self._processes, start, self._key, drawn)
-        for batch in walk(like):
+        for batch in self._walk(like):
             share = queue.popleft()
             self._ids = share.ids
             self._share = share if self._processes is not None and layout is self.layout else None
@@ -264,7 +266,7 @@ def _stand_in(first: Any, index: int) -> Any:
     return first
 
 
-def _with_own_streams(loader: Iterable[Any]) -> Iterator[Any]:
+def _with_own_streams(loader: Iterable[Any], walk: Callable[[Iterable[Any]], Iterator[Any]]) -> Iterator[Any]:
     """Walk with random streams of the loader's own, so that what it draws does not depend on the steps between."""
     streams, missing = OwnStreams(draw_seed()), object()
     with streams:

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from .patience import Waits
+
 V = TypeVar("V")
 
 
@@ -35,6 +37,8 @@ class Processes:
         Whether this is process 0: the one that shows and writes.
     device : torch.device
         This one's.
+    waits : Waits
+        How long this process waits for others, and for the workers of its loaders.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -42,6 +46,7 @@ class Processes:
         self.count, self.index = int(accelerator.num_processes), int(accelerator.process_index)
         self.first = self.index == 0
         self.device: torch.device = accelerator.device
+        self.waits = Waits(None, self.index, self.count, str)
         self._groups: dict[int, Any] = {}
 
     def gather(self, value: V) -> list[V]:

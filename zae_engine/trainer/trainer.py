@@ -16,6 +16,7 @@ from .batch import merge, place, snapshot
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, resolve_accumulation
 from .gathering import put_together
+from .guarding import check_wait
 from .history import History
 from .metrics import check_metrics
 from .monitor import Monitor
@@ -86,6 +87,9 @@ class Trainer(Pacing):
         process then computes with one thread, because more of them change the bits.
     sync_batchnorm : bool
         Let BatchNorm take its statistics over all processes, on GPUs.
+    max_wait : str, timedelta or None
+        ``'10min'``: how long a process waits for the others, or for the workers of its loader, before the run ends with
+        an error that names the one that has not come. Who that is, is told after 30 seconds. None waits for ever.
     kwargs_handlers : list, optional
         Accelerate's, such as ``DistributedDataParallelKwargs(find_unused_parameters=True)``.
 
@@ -133,6 +137,7 @@ class Trainer(Pacing):
         seeded_samples: bool | None = None,
         shards: int | None = None,
         sync_batchnorm: bool = False,
+        max_wait: str | timedelta | None = "30min",
         kwargs_handlers: Sequence[Any] | None = None,
         **unknown: NoReturn,
     ) -> None:
@@ -152,6 +157,7 @@ class Trainer(Pacing):
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
         self._seeded = self.seed_was_given if seeded_samples is None else seeded_samples
         self.metrics, self.sync_batchnorm = check_metrics(metrics), sync_batchnorm
+        self.max_wait = check_wait(max_wait)
         self.shards = check_shards(shards, gradient_accumulation_steps, split_batches)
         self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
         self.loader: Loader | None = None
@@ -237,7 +243,8 @@ class Trainer(Pacing):
         notes = make_bar(self._shows)
         notes.write(banner(self) if self._shows else "")
         # Each epoch sets streams of its own; the caller's go on where they were.
-        with streams_kept(self.device), one_thread(self.shards is not None and not self._moves):
+        guard = self._guard.run((loader, *self._valid_sets.values()))
+        with guard, streams_kept(self.device), one_thread(self.shards is not None and not self._moves):
             for epoch in self._budget.epochs():
                 self._title = self._budget.title(epoch)
                 self.run_epoch(loader, **kwargs)

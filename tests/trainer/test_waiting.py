@@ -1,0 +1,115 @@
+"""Whoever waits says for whom: real processes, of which one hangs, is stopped, killed, or fails."""
+
+import re
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from tests.helpers import PlainTrainer, make
+from tests.launch.processes import clean, finish, free_port, start
+
+COMMAND = [sys.executable, "-m", "tests.trainer.waiting_run"]
+PLACE = r"tests/trainer/waiting_run\.py:\d+, in "
+WAITS = r"process 0 \(pid \d+\) is in the exchange of gradients, in step \d+, and waits for process 1 \(pid \d+\)"
+WORKER = r"worker \d \(pid \d+\) of its loader, which "
+LOST = r"process 0 of 2 \(pid \d+\) has lost process 1 \(pid \d+\), which has failed in step \d+: "
+
+
+def on_two(what, limit):
+    """What the process that waits says, and the one that is waited for."""
+    world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    waits, hangs = (start([*COMMAND, what, limit], clean(**world, RANK=i, LOCAL_RANK=i)) for i in range(2))
+    try:
+        ((code, _, said),) = finish(waits)
+        assert code == 1, said
+    finally:
+        family = [hangs, *psutil.Process(hangs.pid).children(recursive=True)]
+        for one in family:
+            one.kill()
+        _, other = hangs.communicate()
+    return said, other
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("code", rf"is in .*{PLACE}train_step, in step 12"),
+        ("stopped", r"is stopped \(`kill -CONT \d+` lets it go on\)"),
+        ("dataset", rf"is waiting for {WORKER}is in .*{PLACE}__getitem__, in step \d+"),
+    ],
+)
+def test_the_process_that_does_not_come_is_named_and_ends_the_run(what, words):
+    said, _ = on_two(what, "6s")
+    sentence = f"nothing has gone on: {WAITS}, which {words}$"
+    assert re.search(rf"^zae-engine: for [3-6] s {sentence}", said, re.MULTILINE), said
+    assert re.search(rf"RuntimeError: for too long {sentence}", said, re.MULTILINE), said
+
+
+@pytest.mark.slow  # each starts two processes, as those above
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("raised", "ArithmeticError: the user's own mistake"),
+        ("killed", r"RuntimeError: DataLoader worker \(pid \d+\) is killed by signal: Killed"),
+    ],
+)
+def test_a_process_that_fails_is_named_by_the_others(what, words):
+    said, other = on_two(what, "60s")
+    assert re.search(LOST + words, said), said
+    if what == "killed":
+        assert re.search(r"RuntimeError: process 1 of 2 \(pid \d+\) has lost a worker of its loader in step \d+", other)
+
+
+class Hangs:
+    """A dataset that works in the first process only."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        if get_worker_info() is not None:
+            time.sleep(600)
+        return torch.ones(8), torch.tensor(0)
+
+
+def test_a_loader_s_worker_is_named_and_ends_a_run_of_one_process(capsys):
+    where = rf"{WORKER}is in .*test_waiting\.py:\d+, in __getitem__"
+    with pytest.raises(RuntimeError, match=rf"this process has waited in step 1 for {where}; max_wait=2 s is over"):
+        make(max_wait="2s").run(1, DataLoader(Hangs(), batch_size=4, num_workers=1))
+    assert re.search(rf"nothing has gone on: this process is waiting for {where}, in step 1\n", capsys.readouterr().err)
+
+
+def test_nobody_watches_a_run_that_waits_for_nobody():
+    class Counted(PlainTrainer):
+        def train_step(self, batch):
+            names.append([thread.name for thread in threading.enumerate()])
+            return super().train_step(batch)
+
+    names = []
+    data = [(torch.ones(8), torch.tensor(0))] * 8
+    make(Counted).run(1, DataLoader(data, batch_size=4))
+    assert not any("zae-watch" in seen for seen in names)
+    make(Counted).run(1, DataLoader(data, batch_size=4, num_workers=1))
+    assert "zae-watch" in names[-1]
+    assert "zae-watch" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_ends_a_process_that_takes_a_batch_from_it():
+    """It has sent a batch whose memory it has to hand over: that wait of torch's has no end."""
+    ((code, _, said),) = finish(start([*COMMAND, "stopped worker", "4s"]))
+    assert code == 1
+    assert re.search(rf"{WORKER}is stopped .*max_wait=4 s is over, so this process ends", said), said
+
+
+@pytest.mark.parametrize("value", ["3ep", "soon", 5, -1, "0s"])
+def test_what_is_no_time_is_refused(value):
+    with pytest.raises(ValueError, match="max_wait="):
+        make(max_wait=value)
+    assert make(max_wait=None).max_wait is None
+    assert make().max_wait == 1800

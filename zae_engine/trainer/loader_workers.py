@@ -1,0 +1,91 @@
+"""The workers of a loader: which one is waited for, and what is the matter with it."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]  # comes with Accelerate
+
+from .places import is_library, is_ours, line_of
+
+_FRAME = re.compile(r'^ +File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
+_STARTED = "pt_data_worker"  # what torch calls a worker's main thread once that is at work
+
+
+@functools.cache
+def _stacks() -> int | None:
+    """A file into which every worker that is forked from now on writes its stack when it gets SIGURG."""
+    number = getattr(signal, "SIGURG", None)  # which does nothing to a process that does not know it
+    if number is None or signal.getsignal(number) not in (signal.SIG_DFL, None):
+        return None
+    with tempfile.NamedTemporaryFile() as file:
+        handle = os.open(file.name, os.O_RDWR | os.O_APPEND)
+    faulthandler.register(number, file=handle, all_threads=False)
+    return handle
+
+
+def let_tell() -> None:
+    """Let workers that are forked later tell where they stand, when they are asked."""
+    with suppress(OSError, RuntimeError):
+        _stacks()
+
+
+def describe_awaited(iterator: Any) -> str:
+    """The worker whose batch comes next, and any other one with which something is wrong."""
+    with suppress(Exception):  # private attributes of torch's, which may become others
+        task = iterator._task_info.get(iterator._rcvd_idx)
+        awaited = task[0] if task else None
+        problems = {i: _problem(worker) for i, worker in enumerate(iterator._workers)}
+        bad = [i for i, problem in problems.items() if problem]
+        if awaited is not None and awaited not in bad:
+            problems[awaited] = _where(iterator._workers[awaited].pid)
+            bad = [awaited, *bad]
+        told = [f"worker {i} (pid {iterator._workers[i].pid}) of its loader, which {problems[i]}" for i in bad]
+        if told:
+            return "; ".join(told)
+    return "the workers of its loader"
+
+
+def _problem(worker: Any) -> str:
+    """What keeps a worker from working; empty when it is at work."""
+    if not worker.is_alive():
+        code = worker.exitcode or 0
+        return f"has ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+    with suppress(psutil.Error):
+        process = psutil.Process(worker.pid)
+        if process.status() == psutil.STATUS_STOPPED:
+            return f"is stopped (`kill -CONT {worker.pid}` lets it go on)"
+        if sys.platform == "linux" and process.name() != _STARTED:
+            return "has not started"
+    return ""
+
+
+def _where(pid: int) -> str:
+    """The line in which a worker is, if it tells."""
+    places = [place for place in _FRAME.findall(_ask(pid)) if not is_library(place[0])]
+    if not places:
+        return "is at work"
+    return f"is in {line_of(*next((place for place in places if not is_ours(place[0])), places[0]))}"
+
+
+def _ask(pid: int) -> str:
+    handle = _stacks()
+    if handle is None:
+        return ""
+    os.ftruncate(handle, 0)
+    with suppress(OSError):
+        os.kill(pid, signal.SIGURG)
+    size, end = 0, time.monotonic() + 1.0
+    while time.monotonic() < end and (not size or os.fstat(handle).st_size != size):
+        size = os.fstat(handle).st_size
+        time.sleep(0.02)
+    return os.pread(handle, size, 0).decode(errors="replace")

@@ -32,7 +32,8 @@ from tests.averaging import Averaged, whole
 from tests.distributed import problem
 from tests.distributed.problem import Digits, Weighted, digits, loader, trainer_for
 from zae_engine import Trainer
-from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer import read_history
+from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 
 RANK = int(os.environ.get("RANK", "0"))
 F64 = torch.float64
@@ -684,6 +685,25 @@ def files(folder: str) -> dict:
     return {"seed": trainer.seed, "best": trainer.weight_buffer["epoch"], "main": trainer.is_main_process}
 
 
+class Tells(Digits):
+    """Each process logs its own number, at its own steps; no call waits for the others."""
+
+    def logging(self, step_dict):
+        super().logging(step_dict)
+        if self.mode == "train" and self.progress_checker.get_step() % 2 == RANK % 2:
+            self.log({"rank": float(RANK)})
+
+
+def own_values(folder: str) -> dict:
+    trainer = trainer_for(trainer=Tells.add_on(CSVLoggerAddon), save_path=f"{folder}/own", log_every="3st")
+    trainer.run(1, loader(203))
+    if RANK == 0:
+        trainer.log({"final": 1.0})
+    trainer._processes.wait()
+    lines = [line for line in read_history(f"{folder}/own") if line["kind"] == "logged"]
+    return {"logged": [(line["step"], line["values"]) for line in lines], "kept": bool(trainer._own)}
+
+
 def other_weights(sharded_too: bool) -> dict:
     """A script that seeds each process differently still trains one model: process 0's."""
     network = problem.model("ln")
@@ -789,6 +809,7 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "files": partial(files, folder),
         "swapped": partial(swapped, folder, False),
         "swapped-fsdp2": partial(swapped, folder, True),
+        "own-values": partial(own_values, folder),
         "other-weights": partial(other_weights, False),
         "other-weights-shards": partial(other_weights, True),
         "fsdp2-1": partial(fully_sharded, 1),

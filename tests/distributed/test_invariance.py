@@ -219,6 +219,12 @@ def test_walks_within_walks_and_batches_without_items(results, name, processes):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
+def test_the_first_process_s_own_values_are_kept(results, processes):
+    values = [(2, {"rank": 0.0}), (4, {"rank": 0.0}), (6, {"rank": 0.0}), (7, {"final": 1.0})]
+    assert results("own-values", processes) == [{"logged": values, "kept": False}] * processes
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_one_model_is_evaluated(results, processes):
     for part in results("one-model", processes):
         assert part["reported"] == pytest.approx(part["real"], rel=1e-9)

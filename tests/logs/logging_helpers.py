@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zae_engine.logs.logger import Logger, Record, RunInfo
 from zae_engine.logs.registry import logger_class
 
@@ -31,6 +33,15 @@ def record(step: int, **further: float) -> Record:
 def odd_record(step: int) -> Record:
     """One with what is no number."""
     return record(step, grad_norm=math.nan, test__loss=math.inf, test__gain=-math.inf)
+
+
+def with_own(folder: Path, step: int) -> Record:
+    """One with a text and a picture of the user's."""
+    from zae_engine.trainer.pictures import png  # it needs torch, which these helpers do not
+
+    path = folder / "weights.png"
+    path.write_bytes(png(np.full((2, 3, 1), 100, np.uint8)))
+    return Record(step, START + step, {"mine": float(step)}, {"note": f"step {step}"}, {"weights": path})
 
 
 def info(folder: Path, id: str | None = None, step: int = 0, config: dict[str, Any] | None = None) -> RunInfo:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.helpers import MLPTrainer, loader, make
-from tests.logs.logging_helpers import CONFIG, START, info, odd_record, record, resume_after_kill, run_attempt
+from tests.logs.logging_helpers import CONFIG, START, info, odd_record, record, resume_after_kill, run_attempt, with_own
 from zae_engine.logs.feed import close
 from zae_engine.logs.mlflow_logger import MLflowLogger
 from zae_engine.trainer.addons import MLflowLoggerAddon
@@ -77,6 +77,16 @@ def test_the_best_of_a_training_is_of_the_column_that_tells_it(folder, monitor, 
     close(trainer._run_log.afterwards.feeds.values(), "done")
     (run,) = store(folder).search_runs([e.experiment_id for e in store(folder).search_experiments()])
     assert {k: v for k, v in run.data.metrics.items() if k.startswith("best/")} == {f"best/{name}": trainer.loss_buffer}
+
+
+def test_texts_and_pictures_are_artifacts(tmp_path, folder):
+    id, _ = run_attempt(MLflowLogger(), info(folder), [with_own(tmp_path, step) for step in (1, 2)])
+    client = store(folder)
+    assert [file.path for file in client.list_artifacts(id, "pictures/weights")] == ["pictures/weights/weights.png"]
+    assert [file.path for file in client.list_artifacts(id, "texts/note")] == [
+        "texts/note/000000001.txt",
+        "texts/note/000000002.txt",
+    ]
 
 
 def test_a_resumed_run_goes_on(folder):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.logs.logging_helpers import with_own
 from zae_engine.logs.logger import Record, RunInfo
 from zae_engine.logs.neptune_logger import INIT_RUN, NeptuneLogger, container, server_of
 
@@ -194,6 +195,22 @@ for step in range(1, 10):
     os.wait()
 logger.finish("done")
 """
+
+
+def test_texts_and_pictures_are_series_and_come_once(tmp_path):
+    logger = begin(tmp_path)
+    for step in (1, 2):
+        logger.log(with_own(tmp_path, step))
+    logger.finish("interrupted")
+    again = begin(tmp_path, id=logger.id)
+    for step in (2, 3):  # it cannot tell whether a record is there in whole, and is given the last one again
+        again.log(with_own(tmp_path, step))
+    again.finish("done")
+    assert again.last_step() == 1
+    (kept,) = runs(tmp_path).values()
+    every = [each for path in kept for each in operations(path) if "/".join(each.path) in ("note", "weights")]
+    there = [(type(each).__name__, value.step) for each in every for value in each.values]
+    assert sorted(there) == [(kind, step) for kind in ("LogImages", "LogStrings") for step in (1, 2, 3)]
 
 
 def test_forked_workers_write_nothing_twice(tmp_path):

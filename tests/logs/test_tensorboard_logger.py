@@ -15,6 +15,7 @@ from tests.logs.logging_helpers import (
     record,
     resume_after_kill,
     run_attempt,
+    with_own,
 )
 from zae_engine.logs.tensorboard_logger import TensorBoardLogger
 
@@ -40,6 +41,15 @@ def test_every_record_is_read_back(tmp_path):
     events = kept.Scalars("train/loss")
     assert [(event.step, event.wall_time) for event in events] == [(step, START + step) for step in range(1, 6)]
     assert [event.value for event in events] == pytest.approx([1 / step for step in range(1, 6)], rel=1e-6)
+
+
+def test_texts_and_pictures_are_read_back(tmp_path):
+    run_attempt(TensorBoardLogger(), info(tmp_path), [with_own(tmp_path, step) for step in (1, 2)])
+    kept = read(tmp_path / "tensorboard")
+    assert [event.tensor_proto.string_val[0].decode() for event in kept.Tensors("note")] == ["step 1", "step 2"]
+    pictures = kept.Images("weights")
+    assert [(event.step, event.width, event.height) for event in pictures] == [(1, 3, 2), (2, 3, 2)]
+    assert pictures[0].encoded_image_string == (tmp_path / "weights.png").read_bytes()
 
 
 def test_what_is_no_number_is_kept(tmp_path):

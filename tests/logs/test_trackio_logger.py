@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.logs.logging_helpers import info, odd_record, record, resume_after_kill, run_attempt
+from tests.logs.logging_helpers import info, odd_record, record, resume_after_kill, run_attempt, with_own
 from zae_engine.logs.trackio_logger import TrackioLogger
 
 if importlib.util.find_spec("trackio") is None:
@@ -73,6 +73,13 @@ def test_a_resumed_run_goes_on(tmp_path, database, project):
     assert (again, last) == (id, 5)
     assert [step for step, _ in rows(database, project, id)] == list(range(1, 9))
     assert list(runs(project)) == ["renamed"]
+
+
+def test_texts_and_pictures_are_kept(tmp_path, database, project):
+    id, _ = run_attempt(logger(project), info(tmp_path), [with_own(tmp_path, step) for step in (1, 2)])
+    kept = rows(database, project, id)
+    assert [(step, values["note"]) for step, values in kept] == [(1, "step 1"), (2, "step 2")]
+    assert [values["weights"]["_type"] for _, values in kept] == ["trackio.image"] * 2
 
 
 def test_what_is_no_number_is_kept_as_text(tmp_path, database, project):

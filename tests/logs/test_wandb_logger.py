@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.helpers import MLPTrainer, loader, make
@@ -22,6 +23,7 @@ from zae_engine.logs.wandb_account import has_key
 from zae_engine.logs.wandb_file import read_steps
 from zae_engine.logs.wandb_logger import WandBLogger, valid
 from zae_engine.trainer.addons import WandBLoggerAddon
+from zae_engine.trainer.pictures import png
 
 wandb = pytest.importorskip("wandb")
 unauthenticate_session = pytest.importorskip("wandb.sdk.lib.wbauth").unauthenticate_session
@@ -401,6 +403,23 @@ def test_a_script_may_log_to_the_run_by_itself(tmp_path):
     assert [row["mine"] for row in rows(tmp_path) if "mine" in row] == [1, -1, 2, -2, 3, -3]
     assert [row["step"] for row in rows(tmp_path) if "step" in row] == [1, 2, 3, 4]
     assert [row["train/loss"] for row in rows(tmp_path) if "step" in row] == [1, 1 / 2, 1 / 3, 1 / 4]
+
+
+def test_texts_and_pictures_are_in_their_row_and_late_parts_in_rows_of_their_own(tmp_path):
+    logger = begin(tmp_path)
+    picture = tmp_path / "weights.png"
+    picture.write_bytes(png(np.full((2, 3, 1), 100, np.uint8)))
+    logger.log(Record(1, 1e9, {"mine": 1.0}, {"note": "one"}, {"weights": picture}))
+    logger.log(Record(1, 1e9, {"mine": 2.0}, part=1))
+    logger.finish("interrupted")
+    logger = begin(tmp_path, id=logger.client.id, step=1)
+    assert (logger.last_step(), logger.last_part()) == (1, 1)
+    logger.log(record(4))
+    logger.finish("done")
+    first, late, last = rows(tmp_path)
+    (_, kept), *_ = (row for path in pieces(tmp_path) for row in read_steps(path))
+    assert (kept["note"], kept["weights/_type"], kept["weights/width"]) == ("one", "image-file", 3)
+    assert [(row["step"], row.get("mine")) for row in (first, late, last)] == [(1, 1), (1, 2), (4, None)]
 
 
 def test_settings_reach_wandb_and_a_trainer_may_open_the_run(tmp_path):

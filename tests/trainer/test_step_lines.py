@@ -45,8 +45,9 @@ def test_every_step_has_one_line(after):
     steps = [each for line in taken if line["kind"] == "steps" for each in one_each(line)]
     assert [line["step"] for line in steps] == list(range(1, 19))
     assert [line["epoch"] for line in steps] == [1] * 6 + [2] * 6 + [3] * 6
-    assert [line["loss"] for line in steps] == trainer.get_loss_history()
-    assert {line["step"]: line["third"] for line in steps if "third" in line} == {n: float(n) for n in range(3, 19, 3)}
+    assert [line["values"]["loss"] for line in steps] == trainer.get_loss_history()
+    third = {line["step"]: line["values"]["third"] for line in steps if "third" in line["values"]}
+    assert third == {n: float(n) for n in range(3, 19, 3)}
 
 
 @pytest.mark.parametrize("after", [(), (3, 4, 12), tuple(range(1, 19))])

@@ -60,16 +60,20 @@ class CSVLogger(Logger):
         if info.id is not None:
             _drop_cut_line(path)
         self._waiting: list[Record] = []
-        self._last = _last_step(path) if self._columns else 0
+        self._last, self._part = _last_place(path) if self._columns else (0, 0)
         return str(path.relative_to(info.folder)) if path.is_relative_to(info.folder) else str(path)
 
     def last_step(self) -> int | None:
         """The step of the file's last line."""
         return self._last
 
+    def last_part(self) -> int | None:
+        """How many lines of that step are before it."""
+        return self._part
+
     def log(self, record: Record) -> None:
         """Keep one record for the next `flush`; one that is there already is passed over."""
-        if record.step > (self._waiting[-1].step if self._waiting else self._last):
+        if record.place > (self._waiting[-1].place if self._waiting else (self._last, self._part)) and record.values:
             self._waiting.append(record)
         if len(self._waiting) >= _MANY:
             self.flush()
@@ -84,7 +88,7 @@ class CSVLogger(Logger):
             _write_anew(self.client, columns)
             self._columns = columns
         _append(self.client, self._columns, self._waiting)
-        self._last, self._waiting = self._waiting[-1].step, []
+        (self._last, self._part), self._waiting = self._waiting[-1].place, []
 
     def finish(self, status: str) -> None:
         """Write what waits."""
@@ -170,6 +174,8 @@ def _header(path: Path) -> list[str]:
     return columns
 
 
-def _last_step(path: Path) -> int:
-    step = _tail(path)[1].rstrip(b"\n").rpartition(b"\n")[2].partition(b",")[0]
-    return int(step) if step.isdigit() else 0  # the header alone
+def _last_place(path: Path) -> tuple[int, int]:
+    steps = [line.partition(b",")[0] for line in _tail(path)[1].rstrip(b"\n").split(b"\n")]
+    if not steps[-1].isdigit():  # the header alone
+        return 0, 0
+    return int(steps[-1]), steps.count(steps[-1]) - 1

@@ -172,16 +172,16 @@ def _from_settings(cursor: Cursor, folder: Path, own: Mapping[str, Any] | None) 
 
 
 def _sync_one(run: _Whole, cursor: Cursor, make: Callable[[Cursor], Logger]) -> str:
-    last = run.records[-1].step if run.records else 0
-    if cursor.status in _CLOSED and cursor.step >= last:
+    end = run.records[-1].place if run.records else (0, 0)
+    last = end[0]
+    if cursor.status in _CLOSED and cursor.place >= end:
         return f"{cursor.logger} has everything up to step {last:,} ({cursor.id})"
     logger = make(cursor)
     cursor.status = "open"
     try:
         cursor.id = logger.start(replace(run.info, id=cursor.id, step=cursor.step))
-        seen = logger.last_step()  # of what it says itself, rather than of our note
-        cursor.step = cursor.step if seen is None else seen
-        missing = [record for record in run.records if record.step > cursor.step]
+        cursor.correct(logger)
+        missing = [record for record in run.records if record.place > cursor.place]
         _give(logger, cursor, missing)
         logger.summarize(run.summary)
         logger.finish(run.status)
@@ -201,9 +201,9 @@ def _give(logger: Logger, cursor: Cursor, records: list[Record]) -> None:
     for begin in range(0, len(records), _SOME):
         some = records[begin : begin + _SOME]
         for record in some:
-            logger.log(record)
+            logger.log(logger.fitting(record))
         logger.flush()
-        cursor.step = some[-1].step
+        cursor.place = some[-1].place
 
 
 def _json(path: Path) -> dict[str, Any]:

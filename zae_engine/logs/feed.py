@@ -147,7 +147,7 @@ class Delivery:
         self._status, self._summary = "done", dict[str, Any]()
         self._file: Path | None = None
         self._since: float | None = None  # when the call began in which the logger is
-        self._last = cursor.step  # the last step that was handed over, if not flushed yet
+        self._last = cursor.place  # of the last record that was handed over, if not flushed yet
         self._problems, self._told, self.aloud = list[str](), set[str](), False
         self._patient, self._failed, self._final = True, False, False
         self.given_up = False  # whether its end was waited for in vain
@@ -263,8 +263,8 @@ class Delivery:
         cursor.id = logger.start(replace(self._info, id=cursor.id, step=cursor.step, monitor=self._told_best))
         keep_apart()  # what the start has imported
         cursor.save(folder)  # at once, so that there is no second run, whatever comes
-        seen = logger.last_step()  # the truth: a kill may have come between its file and our note
-        self._last = cursor.step = cursor.step if seen is None else seen
+        cursor.correct(logger)
+        self._last = cursor.place
         cursor.save(folder)
         _register(self)  # once more, after the client's own handler, and so called before it
         with self._changed:
@@ -294,11 +294,11 @@ class Delivery:
     def _deliver(self, logger: Logger, tail: Tail) -> None:
         handed = 0
         for record in tail.read():
-            if record.step > self._last:
+            if record.place > self._last:
                 self._since = time.monotonic()
                 self._tell_best(logger, tail)
-                logger.log(record)
-                self._last, handed = record.step, handed + 1
+                logger.log(logger.fitting(record))
+                self._last, handed = record.place, handed + 1
                 if handed % _MANY == 0:
                     self._flush(logger)
         self._flush(logger)
@@ -312,10 +312,10 @@ class Delivery:
             self._told_best = wanted
 
     def _flush(self, logger: Logger) -> None:
-        if self._last > self._cursor.step:
+        if self._last > self._cursor.place:
             self._since = time.monotonic()
             logger.flush()
-            self._cursor.step = self._last
+            self._cursor.place = self._last
             self._cursor.save(self._info.folder)
 
     def _give_offers(self, logger: Logger) -> None:
@@ -349,8 +349,8 @@ class Delivery:
         if self._logger is None:
             return
         self._logger.finish("interrupted")
-        if self._last > self._cursor.step:
-            self._cursor.step = self._last
+        if self._last > self._cursor.place:
+            self._cursor.place = self._last
             self._cursor.save(self._info.folder)
 
     def _later(self) -> str:

@@ -2,9 +2,9 @@
 
 A line is of one ``kind``: ``attempt`` (the run was started, or gone on with), ``steps`` (the values of some optimizer
 steps, one after the other), ``point`` (the means since the last one), ``row`` (one row of the history; of two with the
-same number the later one holds), ``checkpoint`` or ``end``. A run that goes on from a checkpoint appends an ``attempt``
-whose ``after`` says which line of the file it follows, by its number: from 1, 0 for none. Those in between were of
-steps that are done again, or of another way on from an earlier checkpoint.
+same number the later one holds), ``logged`` (the user's own values of one step), ``checkpoint`` or ``end``. A run that
+goes on from a checkpoint appends an ``attempt`` whose ``after`` says which line of the file it follows, by its number:
+from 1, 0 for none. Those in between were of steps that are done again, or of another way on from an earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ..files import appending, encoded, lines_of, parse_json, write_all
+from ..files import appending, encoded, folder_in, lines_of, parse_json, write_all, write_bytes
 
 Line = dict[str, Any]
 _OWN = ("kind", "step", "epoch", "time")  # what a line of one step says itself
+FOLDER_OF_PICTURES = "pictures"  # in the run's folder
+SUFFIXES = (".gif", ".jpeg", ".jpg", ".png", ".webp")  # of their names
 
 
 def read_history(path: str | os.PathLike[str]) -> list[Line]:
@@ -124,10 +126,12 @@ class HistoryFile:
         self.path = path
         self.count = _count(path)
         self._waiting: list[Line] = []
+        self._files: list[tuple[str, bytes]] = []
         self._writing = threading.Lock()
 
-    def put(self, lines: Sequence[Line]) -> int:
-        """Keep lines for the next `write`; return the number of the last one."""
+    def put(self, lines: Sequence[Line], files: Sequence[tuple[str, bytes]] = ()) -> int:
+        """Keep lines for the next `write`, and the files that they name; return the number of the last line."""
+        self._files.extend(files)
         self._waiting.extend(lines)
         self.count += len(lines)
         return self.count
@@ -135,6 +139,9 @@ class HistoryFile:
     def write(self, flush: bool = False) -> None:
         """Write what waits, and with `flush` see to it that it is on the disk; what fails goes with the next one."""
         with self._writing:
+            while self._files:  # before the lines, so that whoever reads one finds its picture
+                _write_file(self.path.parent, *self._files[0])
+                del self._files[0]
             waiting = len(self._waiting)  # more may come meanwhile
             if not waiting and not (flush and self.path.is_file()):
                 return
@@ -169,6 +176,13 @@ def _ends_a_line(file: FileIO, end: int) -> bool:
         return True
     file.seek(end - 1)
     return file.read(1) == b"\n"
+
+
+def _write_file(folder: Path, name: str, content: bytes) -> None:
+    path = folder / name
+    for part in path.parent.relative_to(folder).parts:
+        folder = folder_in(folder, part)
+    write_bytes(path, content, sync=False)
 
 
 def _plain(value: Any) -> Any:

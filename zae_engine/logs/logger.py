@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,7 +42,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one step: a logger gets one record a step, with steps that only grow.
+    """What is known of one step: a logger gets one record a step, with steps that only grow; see `part`.
 
     Attributes
     ----------
@@ -52,11 +52,26 @@ class Record:
         Seconds since 1970 (UTC).
     values : dict of str to float
         ``train/loss``, ``test/loss``, ``lr``, ``epoch``, ``samples/s``, …; NaN and infinities are possible.
+    texts : dict of str to str
+        The user's own, as `Trainer.log` got them.
+    pictures : dict of str to Path
+        The user's own: files in the run's folder.
+    part : int
+        0, but for what was logged before the first step, or between two calls of `run`, when its step's record was
+        whole: then 1, 2, …
     """
 
     step: int
     time: float
     values: dict[str, float]
+    texts: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, Path] = field(default_factory=dict)
+    part: int = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its step and part, which grow from record to record."""
+        return self.step, self.part
 
 
 class Logger:
@@ -77,6 +92,8 @@ class Logger:
         The module that has to be installed.
     extra : str
         The optional dependency of this package that installs it; empty when nothing has to be installed.
+    takes : tuple of str
+        What it keeps beside numbers: ``'texts'``, ``'pictures'``.
     client : Any
         The real client's run, once started, for whoever wants to call it directly.
     labels : frozenset of str
@@ -95,6 +112,7 @@ class Logger:
     name: ClassVar[str]
     module: ClassVar[str] = ""
     extra: ClassVar[str] = ""
+    takes: ClassVar[tuple[str, ...]] = ()
     client: Any = None
     labels: ClassVar[frozenset[str]] = frozenset()
     paths: ClassVar[frozenset[str]] = frozenset()
@@ -137,6 +155,27 @@ class Logger:
 
     def watch(self, name: str, mode: str) -> None:
         """Learn which value tells the best, when it is another one than `start` was told; before its first record."""
+
+    def last_part(self) -> int | None:
+        """The last part of the last step that is kept already; None when that cannot be told."""
+        return None
+
+    def fitting(self, record: Record) -> Record:
+        """A record without what this logger has no place for, which is said once."""
+        if not record.texts and not record.pictures:
+            return record
+        missing = [name for name, path in record.pictures.items() if not path.is_file()]
+        if missing:
+            self.say(f"a picture that the run has logged, {missing[0]!r}, is not in its folder, and is left out")
+        pictures = {name: path for name, path in record.pictures.items() if name not in missing}
+        for kind, there in (("texts", record.texts), ("pictures", pictures)):
+            if there and kind not in self.takes:
+                self.say(f"it keeps no {kind}; those that the run logs are in the run's folder")
+        return replace(
+            record,
+            texts=record.texts if "texts" in self.takes else {},
+            pictures=pictures if "pictures" in self.takes else {},
+        )
 
     def log(self, record: Record) -> None:
         """Keep one record."""

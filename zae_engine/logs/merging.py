@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files import LONGEST, open_plain
-from .history_file import Line, parsed, read_lines
+from .history_file import FOLDER_OF_PICTURES, SUFFIXES, Line, parsed, read_lines
 from .logger import Record
 from .outcome import number
 
@@ -31,6 +31,8 @@ class Merger:
     ----------
     every_step : bool
         A record for each step, with its own values, from lines of kind ``step``. Those have no time, which is 0 then.
+    folder : Path
+        The run's, in which its pictures are.
 
     Attributes
     ----------
@@ -38,8 +40,11 @@ class Merger:
         The name of each column of the rows so far.
     """
 
-    def __init__(self, every_step: bool = False) -> None:
+    def __init__(self, every_step: bool = False, folder: Path = Path()) -> None:
         self.names: dict[str, str] = {}
+        self._folder = folder
+        self._last = (0, 0)  # the place of the last whole record
+        self._begins = 0.0  # the step that the file begins with
         self._open: Record | None = None
         self._has_row, self._saved = False, False  # of the open record
         self._time = 0.0
@@ -55,29 +60,52 @@ class Merger:
             return self._end(line.get("status", "done"))
         if kind == "checkpoint":
             self._saved |= self._open is not None and self._open.step == line.get("step")
+        if kind == "attempt" and not line.get("after"):
+            self._begins = number(line.get("step"))
+        if kind == "logged":
+            return self._put(own_of(line, self._folder, self._time), False)
         if kind not in ("point", "row") and not (kind == "step" and self._every_step):
             return None
         step = line.get("step")
         if type(step) is not int or not 0 <= step < _LARGEST:
             return None  # nobody can tell where it belongs
+        if kind == "row" and 0 < step <= self._begins:
+            return None  # of another folder, from which this run has begun
         values = {"point": self._of_point, "row": self._of_row}.get(kind, self._of_step)(line)
-        return self._put(step, values, 0.0 if kind == "step" else self._time, kind == "row")
+        return self._put(Record(step, 0.0 if kind == "step" else self._time, values), kind == "row")
 
-    def _put(self, step: int, values: dict[str, float], time: float, is_row: bool) -> Record | None:
-        if self._open is not None and self._open.step == step:
-            self._open = replace(self._open, time=self._open.time or time, values=self._open.values | values)
+    def _put(self, found: Record | None, is_row: bool) -> Record | None:
+        there = self._open
+        if found is None:
+            return None
+        if there is not None and there.step == found.step:
+            self._open = replace(
+                there,
+                time=there.time or found.time,
+                values=there.values | found.values,
+                texts=there.texts | found.texts,
+                pictures=there.pictures | found.pictures,
+            )
             self._has_row |= is_row
             return None
-        whole, self._open = self._open, Record(step, time, values)
-        self._has_row, self._saved = is_row, False
+        whole = self._close()
+        if found.step == self._last[0]:  # its record was whole, as at the end of a run, or it is of before all steps
+            values = {name: value for name, value in found.values.items() if name != "epoch"}
+            found = replace(found, values=values, part=self._last[1] + 1)
+        self._open, self._has_row, self._saved = found, is_row, False
+        return self._close() if found.part and not is_row else whole  # of what is logged late, nothing is to come
+
+    def _close(self) -> Record | None:
+        whole, self._open = self._open, None
+        if whole is not None:
+            self._last = whole.place
         return whole
 
     def _end(self, status: str) -> Record | None:
         """A run that is left at a checkpoint goes on there, and may begin with a validation of this very step."""
         if status != "done" and self._saved and not self._has_row:
             return None
-        whole, self._open = self._open, None
-        return whole
+        return self._close()
 
     def _of_step(self, line: Line) -> dict[str, float]:
         apart = line.get("values")  # before, they were among the line's own keys
@@ -108,6 +136,32 @@ class Merger:
         if split == "train":
             return f"train/{key}_epoch" if key in self._of_steps else f"train/{key}"
         return f"test/{key}" if split == "test" else column
+
+
+def own_of(line: Line, folder: Path, time: float) -> Record | None:
+    """What the user has logged at one step; what is not of its kind is left out, for anybody may have written it."""
+    step, epoch = line.get("step"), line.get("epoch")
+    if type(step) is not int or not 0 <= step < _LARGEST:
+        return None
+    values, texts, pictures = (_table(line.get(key)) for key in ("values", "texts", "pictures"))
+    where = {"epoch": epoch} if type(epoch) is int and abs(epoch) < _LARGEST else {}
+    return Record(
+        step,
+        time,
+        _numbers(values | where),
+        {name: text for name, text in texts.items() if isinstance(text, str)},
+        {name: place for name, text in pictures.items() if (place := picture_in(folder, text)) is not None},
+    )
+
+
+def picture_in(folder: Path, name: Any) -> Path | None:
+    """A picture by its name in the run's folder; None for a name, or a link, that leads anywhere else."""
+    parts = name.split("/") if isinstance(name, str) and "\\" not in name else []
+    if len(parts) != 3 or parts[0] != FOLDER_OF_PICTURES or any(part in ("", ".", "..") for part in parts):
+        return None
+    path = folder.joinpath(*parts)
+    links = any(place.is_symlink() for place in (path, *list(path.parents)[:2]))
+    return None if links or not path.name.endswith(SUFFIXES) else path
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -145,7 +199,7 @@ class Tail:
         self._start_over([])
 
     def _start_over(self, holds: list[range]) -> None:
-        self._offset, self._number, self._merger = 0, 0, Merger()
+        self._offset, self._number, self._merger = 0, 0, Merger(folder=self.path.parent)
         self._holds, self._known = holds, holds[-1].stop if holds else 0
 
     def read(self) -> Iterator[Record]:
@@ -222,7 +276,8 @@ def records_of(path: Path, every_step: bool = False) -> list[Record]:
     if not every_step:  # then the steps, most of the file, need not be read
         tail = Tail(path)
         return [*tail.read(), *tail.rest()]
-    merger, lines = Merger(every_step), read_lines(path)
+    # What the user has logged stands behind the steps that were taken with it, and belongs to its own.
+    merger, lines = Merger(every_step, path.parent), sorted(read_lines(path), key=_step_of)
     records = [record for line in (*lines, {"kind": "end"}) if (record := merger.add(line)) is not None]
     marks = [line for line in lines if line.get("kind") != "step" and _are_numbers(line.get("time"), line.get("step"))]
     return _timed(records, marks)
@@ -238,6 +293,11 @@ def _timed(records: list[Record], marks: list[Line]) -> list[Record]:
         return records
     times = np.interp([r.step for r in records], [m["step"] for m in marks], [m["time"] for m in marks])
     return [r if r.time else replace(r, time=float(time)) for r, time in zip(records, times, strict=True)]
+
+
+def _step_of(line: Line) -> float:
+    step = line.get("step")
+    return step if type(step) is int else math.inf
 
 
 def resumes_in(path: Path) -> list[int]:

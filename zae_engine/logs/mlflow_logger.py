@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from ..checkpoint.best import is_better
+from .history_file import FOLDER_OF_PICTURES
 from .logger import Logger, Record, RunInfo, flat
 from .registry import check_settings, installed
 
@@ -60,6 +61,7 @@ class MLflowLogger(Logger):
     paths = frozenset({"artifact_location", "tracking_uri"})
     variables: ClassVar[Mapping[str, str]] = {"tracking_uri": "MLFLOW_TRACKING_URI"}
     places = ("mlflow.db*", "mlflow-artifacts")
+    takes: ClassVar[tuple[str, ...]] = ("texts", "pictures")
     run_id: str
 
     def check(self) -> None:
@@ -107,8 +109,9 @@ class MLflowLogger(Logger):
         """Keep one record for the next `flush`: a batch costs hardly more than one record does."""
         from mlflow.entities import Metric
 
-        if record.step <= self._offered:
+        if record.step <= self._offered and not record.part:
             return
+        self._keep_files(record)
         time, values = int(record.time * 1000), record.values | self._better(record)
         metrics = [Metric(self._fit(name), value, time, record.step) for name, value in values.items()]
         self._waiting.append((record.step, metrics))
@@ -141,6 +144,13 @@ class MLflowLogger(Logger):
         """Send what waits and note how the run ended: FINISHED, FAILED or KILLED."""
         self.flush()
         self.client.set_terminated(self.run_id, _STATUS[status])
+
+    def _keep_files(self, record: Record) -> None:
+        """Texts and pictures, as artifacts whose names have the step; one that is there is the same."""
+        for name, text in record.texts.items():
+            self.client.log_text(self.run_id, text, f"texts/{_fitting(name)}/{record.step:09d}.txt")
+        for name, path in record.pictures.items():
+            self.client.log_artifact(self.run_id, str(path), f"{FOLDER_OF_PICTURES}/{_fitting(name)}")
 
     def _uri(self) -> str:
         return str(self.settings.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or "")

@@ -26,6 +26,7 @@ from .streams import keep_apart
 
 _OLD = {"project_name": "project", "api_tkn": "api_token"}  # of zae-engine 0.7.6
 _OWN = ("log_model",)
+_SERIES = ('"LogFloats"', '"LogStrings"', '"LogImages"')  # as its files name what is appended to a series
 # What neptune.init_run takes, in its last version; importing it takes 2 s, too long for a check.
 INIT_RUN = (
     *("with_id", "project", "api_token", "custom_run_id", "mode", "name", "description", "tags", "source_files"),
@@ -67,6 +68,7 @@ class NeptuneLogger(Logger):
     name: ClassVar[str] = "neptune"
     module: ClassVar[str] = "neptune"
     extra: ClassVar[str] = "neptune"
+    takes: ClassVar[tuple[str, ...]] = ("texts", "pictures")
     labels = frozenset({*_LABELS, "project_name", *_OWN})
     variables: ClassVar[Mapping[str, str]] = {"api_token": "NEPTUNE_API_TOKEN", "api_tkn": "NEPTUNE_API_TOKEN"}
     places = (".neptune",)
@@ -114,6 +116,9 @@ class NeptuneLogger(Logger):
                 self.say("Neptune takes neither NaN nor infinities, so such values are left out")
             elif record.step > self._kept.get(key, -1):
                 self.client[key].append(value, step=record.step, timestamp=record.time)
+        for key, further in (*record.texts.items(), *_pictures(record)):
+            if record.step > self._kept.get(key, -1):
+                self.client[key].append(further, step=record.step, timestamp=record.time)
         self.flush()  # what waits when a loader forks its workers, Neptune's own runs write once more in each
 
     def flush(self) -> None:
@@ -252,7 +257,7 @@ def _kept(pieces: list[Path]) -> dict[str, int]:
     kept = dict[str, int]()
     for file in (file for piece in pieces for file in piece.glob("data-*.log")):
         for line in map(bytes.decode, lines_of(file)):
-            if '"LogFloats"' in line and line.endswith("}"):  # a crash may have cut the last line
+            if any(kind in line for kind in _SERIES) and line.endswith("}"):  # a crash may have cut the last line
                 for key, step in _steps(line):
                     kept[key] = max(step, kept.get(key, -1))
     return kept
@@ -266,6 +271,13 @@ def _steps(line: str) -> Iterator[tuple[str, int]]:
     for value in operation["values"]:
         if value["step"] is not None:
             yield "/".join(operation["path"]), int(value["step"])
+
+
+def _pictures(record: Record) -> Iterator[tuple[str, Any]]:
+    if record.pictures:
+        from neptune.types import File
+
+        yield from ((name, File(str(path))) for name, path in record.pictures.items())
 
 
 @contextmanager

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import os
 import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _ABSENT = (407, 502, 503, 504)  # what a proxy answers for a server that it cannot or may not reach
 
@@ -40,3 +43,16 @@ def _ask(url: str, seconds: float, answer: list[str]) -> None:
         answer.append("" if known else f"{url} cannot be reached ({error.reason})")
     except (OSError, http.client.HTTPException, ValueError) as error:
         answer.append(f"{url} cannot be reached ({error})")
+
+
+@contextmanager
+def no_wandb_reports() -> Iterator[None]:
+    """Keep wandb from reporting on itself, which holds up the end of a process for 10 s where packets get lost."""
+    name = "WANDB_ERROR_REPORTING"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)

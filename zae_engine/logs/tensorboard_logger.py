@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,6 +45,7 @@ class TensorBoardLogger(Logger):
     name: ClassVar[str] = "tensorboard"
     module: ClassVar[str] = "tensorboard"
     extra: ClassVar[str] = "tensorboard"
+    takes: ClassVar[tuple[str, ...]] = ("texts", "pictures")
     labels = frozenset({"flush_secs", "max_queue_size"})
     paths = frozenset({"log_dir"})
     places = ("tensorboard*",)
@@ -67,7 +69,7 @@ class TensorBoardLogger(Logger):
     def start(self, info: RunInfo) -> str:
         """Open a further file of the run's folder; its id is the folder, relative to the run's where it is inside."""
         folder = self._folder(info)
-        self._last = _last_step(folder) if info.id is not None else 0
+        self._last, self._part = _last_place(folder) if info.id is not None else (0, None)
         _wait_for_next_second(folder)
         self._offered = self._last or 0
         further = {name: value for name, value in self.settings.items() if name != "log_dir"}
@@ -79,13 +81,21 @@ class TensorBoardLogger(Logger):
         """The last step in the folder's files; None in another file system."""
         return self._last
 
+    def last_part(self) -> int | None:
+        """The last part of that step."""
+        return self._part
+
     def log(self, record: Record) -> None:
         """Hand one record to the writer; one that is there already is passed over."""
-        if record.step <= self._offered:
+        if record.step <= self._offered and not record.part:
             return
         event = _event(record.time, record.step)
         for name, value in record.values.items():
             event.summary.value.add(tag=name, simple_value=value)
+        for name, path in record.pictures.items():
+            event.summary.value.add(tag=name, image=_image(path.read_bytes()))
+        for name, text in record.texts.items():
+            event.summary.value.append(_text(name, text))
         self.client.add_event(event)
         self._offered = record.step
 
@@ -111,7 +121,7 @@ class TensorBoardLogger(Logger):
             return folder
         path = info.folder / (info.id or os.path.abspath(folder))
         number, free = 1, path
-        while info.id is None and _last_step(str(free)):  # what has no number yet was killed as it began
+        while info.id is None and _last_place(str(free))[0]:  # what has no number yet was killed as it began
             number += 1
             free = path.with_name(f"{path.name}-{number}")
         return str(free)
@@ -136,14 +146,10 @@ class TensorBoardLogger(Logger):
 
     def _text(self, tag: str, values: Mapping[str, Any], step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.text import metadata
-        from tensorboard.util.tensor_util import make_tensor_proto
 
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
         shown = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown shows it as it is
-        kept = make_tensor_proto(shown.encode())
-        described = metadata.create_summary_metadata(display_name="", description="")
-        self._add(Summary(value=[Summary.Value(tag=tag, tensor=kept, metadata=described)]), step)
+        self._add(Summary(value=[_text(tag, shown)]), step)
 
     def _add(self, summary: Any, step: int) -> None:
         event = _event(time.time(), step)
@@ -155,6 +161,24 @@ def _event(wall_time: float, step: int) -> Any:
     from tensorboard.compat.proto.event_pb2 import Event
 
     return Event(wall_time=wall_time, step=step)
+
+
+def _text(tag: str, text: str) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.text import metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    kept = make_tensor_proto(text.encode())
+    described = metadata.create_summary_metadata(display_name="", description="")
+    return Summary.Value(tag=tag, tensor=kept, metadata=described)
+
+
+def _image(content: bytes) -> Any:
+    """A picture as it is; of a PNG with its size, which TensorBoard shows."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = struct.unpack(">II", content[16:24]) if content[1:4] == b"PNG" and len(content) >= 24 else (0, 0)
+    return Summary.Image(encoded_image_string=content, width=width, height=height, colorspace=3)
 
 
 def _end(status: str) -> Any:
@@ -189,18 +213,18 @@ def _wait_for_next_second(folder: str) -> None:
         time.sleep(0.05)
 
 
-def _last_step(folder: str) -> int | None:
+def _last_place(folder: str) -> tuple[int | None, int | None]:
     """Steps only grow from file to file, so the newest that has one tells it; a cut event at its end is passed over."""
     if "://" in folder:
-        return None
+        return None, None
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     for path in sorted(_files(Path(folder)), key=lambda path: path.stat().st_mtime, reverse=True):
         events = LegacyEventFileLoader(str(path)).Load()
         steps: list[int] = [event.step for event in events if any(map(_is_number, event.summary.value))]
         if steps:
-            return max(steps)
-    return 0
+            return max(steps), steps.count(max(steps)) - 1
+    return 0, 0
 
 
 def _is_number(value: Any) -> bool:

@@ -56,6 +56,7 @@ class TrackioLogger(Logger):
     name: ClassVar[str] = "trackio"
     module: ClassVar[str] = "trackio"
     extra: ClassVar[str] = "trackio"
+    takes: ClassVar[tuple[str, ...]] = ("texts", "pictures")
     labels = frozenset(
         {"project", "name", "group", "private", "auto_log_gpu", "gpu_log_interval", "auto_log_cpu", "cpu_log_interval",
          "webhook_min_level", "log_model"}
@@ -102,8 +103,8 @@ class TrackioLogger(Logger):
 
     def log(self, record: Record) -> None:
         """Hand one record to Trackio's thread; one that is there already is passed over."""
-        if record.step > self._offered:
-            self.client.log(dict(record.values), step=record.step)
+        if record.step > self._offered or record.part:
+            self.client.log({**record.values, **record.texts, **_pictures(record)}, step=record.step)
             self._offered = record.step
 
     def flush(self) -> None:
@@ -168,6 +169,14 @@ def _free(name: str, taken: set[str]) -> str:
         number += 1
         free = f"{name}-{number}"
     return free
+
+
+def _pictures(record: Record) -> dict[str, Any]:
+    if not record.pictures:
+        return {}
+    import trackio
+
+    return {name: trackio.Image(str(path)) for name, path in record.pictures.items()}
 
 
 def _open(settings: dict[str, Any]) -> Any:

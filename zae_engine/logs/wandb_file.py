@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ _MOST = 1 << 31
 _BLOCK = 32768
 _MAGIC = b":W&B"
 _HEADER = struct.Struct("<IHB")
+_SETTLED = 5.0  # seconds that wandb-core is given to write the last of a file
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
@@ -70,3 +72,16 @@ def _value(item: Any) -> Any:
     if kind == "none":
         return None
     return json.loads(item.value_json or "null") if kind in (None, "json") else getattr(item, kind)
+
+
+def pieces_of(folder: Path, name: str, waiting: bool = False) -> list[Path]:
+    """The files of an offline run, one an attempt, in order; if `waiting`, those that were not uploaded yet."""
+    found = sorted(folder.glob(f"wandb/offline-run-*/run-{name}.wandb"))
+    return [path for path in found if not (waiting and path.with_name(f"{path.name}.synced").exists())]
+
+
+def settle(path: Path) -> None:
+    """Wait until a file is complete: an offline run's `finish` does not, and whoever goes on with the run reads it."""
+    until = time.monotonic() + _SETTLED
+    while path.is_file() and not is_ended(path) and time.monotonic() < until:
+        time.sleep(0.02)

@@ -6,21 +6,19 @@ import inspect
 import os
 import shlex
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..checkpoint.best import is_better
 from .logger import Logger, Record, RunInfo, flat
-from .network import unreachable
+from .network import no_wandb_reports, unreachable
 from .origins import is_name
 from .registry import check_settings
 from .wandb_account import has_key, refusal
-from .wandb_file import is_ended, read_steps
+from .wandb_file import pieces_of, read_steps, settle
 from .wandb_metadata import clean_command
 from .wandb_origins import LABELS, settings_in, wandb_admits
 
@@ -32,7 +30,6 @@ _OPENING = threading.Lock()
 _OURS: set[str] = set()  # ids of runs that were opened here
 _OPEN: set[str] = set()  # of these, the ones that are not closed yet
 _AGAIN = 75  # the exit code of an interrupted run: run me again (EX_TEMPFAIL of sysexits.h)
-_SETTLED = 5.0  # seconds that wandb-core is given to write the last of a file
 _QUIET = {
     "console": "off",  # wandb would wrap the training's own stdout
     "silent": True,
@@ -73,6 +70,7 @@ class WandBLogger(Logger):
     name: ClassVar[str] = "wandb"
     module: ClassVar[str] = "wandb"
     extra: ClassVar[str] = "wandb"
+    takes: ClassVar[tuple[str, ...]] = ("texts", "pictures")
     labels = LABELS
     paths = frozenset({"dir"})
     variables: ClassVar[Mapping[str, str]] = {"dir": "WANDB_DIR", "settings.base_url": "WANDB_BASE_URL"}
@@ -112,6 +110,7 @@ class WandBLogger(Logger):
         lent = info.id is None or info.id.startswith(_LENT)  # else the run is one of its own, and stays it
         self._borrowed = self._shared = others and lent
         self._kept: int | None = None
+        self._part: int | None = None
         if self._borrowed:
             self.client = wandb.run
         else:
@@ -138,15 +137,22 @@ class WandBLogger(Logger):
                 self._better(name, values[name])
         self._seen.discard(name)
 
+    def last_part(self) -> int | None:
+        """As `last_step`, of an offline run."""
+        return self._part
+
     def log(self, record: Record) -> None:
         """Keep a record as one row of the run's history, at its own time."""
-        if not self._shared and self.client.step > record.step:  # the script logs to it, too: `wandb.log(...)`
+        if (
+            not record.part and not self._shared and self.client.step > record.step
+        ):  # the script logs to it, too: `wandb.log(...)`
             self._shared = True
             self._seen.clear()
         for key in record.values.keys() - self._seen:
             self._define(key)
-        values = {**record.values, "step": record.step, "_timestamp": record.time}
-        if self._shared:  # wandb's own steps are the script's
+        values = {**record.values, **record.texts, **_pictures(record)}
+        values |= {"step": record.step, "_timestamp": record.time}
+        if self._shared or record.part:  # wandb's own steps are the script's, and none of them comes twice
             self.client.log(values)
         else:
             self.client.log(values, step=record.step, commit=True)
@@ -180,7 +186,7 @@ class WandBLogger(Logger):
         finally:
             _OPEN.discard(str(self.client.id))
         if getattr(self.client, "offline", False) is True:
-            _settle(Path(self.client.dir).parent / f"run-{self.client.id}.wandb")
+            settle(Path(self.client.dir).parent / f"run-{self.client.id}.wandb")
 
     # ------------------------------------------------------------------ opening
 
@@ -223,7 +229,7 @@ class WandBLogger(Logger):
                 chosen = {**chosen, "id": _new_id()}
         if mode != "offline":
             return self._init(wandb, {**chosen, "mode": mode})
-        with _no_telemetry():
+        with no_wandb_reports():
             run = self._init(wandb, {**chosen, "mode": mode})
         place = shlex.quote(str(Path(run.dir).parents[1].absolute()))
         self.say(f"{why}, so the run is kept offline; `wandb sync {place}/offline-run-*-{run.id}` uploads it later")
@@ -253,7 +259,7 @@ class WandBLogger(Logger):
             if not key:
                 raise RuntimeError(f"mode='online' needs an API key of {url}: run `wandb login`, or set WANDB_API_KEY")
             return "online", "mode is 'online'"
-        if _pieces(Path(chosen["dir"]), chosen["id"], waiting=True):
+        if pieces_of(Path(chosen["dir"]), chosen["id"], waiting=True):
             return "offline", "it was begun offline"
         if not key:
             return "offline", f"there is no API key of {url} (`wandb login` keeps one)"
@@ -277,11 +283,12 @@ class WandBLogger(Logger):
         there = run.starting_step - 1 if getattr(run, "resumed", False) else -1
         online = getattr(run, "offline", True) is False and info.id is not None
         self._kept = max(*steps, there, 0) if pieces or there >= 0 or online else None
+        self._part = max(0, steps.count(max(steps)) - 1) if self._kept == max(steps) else None
 
     def _pieces_kept(self) -> list[Path]:
         """The files of an offline run."""
         run = self.client
-        return _pieces(Path(run.dir).parents[2], str(run.id)) if run.dir and not self._borrowed else []
+        return pieces_of(Path(run.dir).parents[2], str(run.id)) if run.dir and not self._borrowed else []
 
     def _kept_rows(self) -> Iterator[dict[str, Any]]:
         """Their rows, but for the script's own."""
@@ -316,6 +323,14 @@ class WandBLogger(Logger):
             self._best[key] = value
 
 
+def _pictures(record: Record) -> dict[str, Any]:
+    if not record.pictures:
+        return {}
+    import wandb
+
+    return {name: wandb.Image(str(path)) for name, path in record.pictures.items()}
+
+
 def _start(chosen: dict[str, Any]) -> Any:
     import wandb
 
@@ -341,29 +356,3 @@ def _settings(wandb: Any, given: Any) -> Any:
 
 def _set_ones(settings: Any) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.model_fields_set}
-
-
-def _pieces(folder: Path, name: str, waiting: bool = False) -> list[Path]:
-    """The files of an offline run, one an attempt, in order; only those that were not uploaded yet, if `waiting`."""
-    found = sorted(folder.glob(f"wandb/offline-run-*/run-{name}.wandb"))
-    return [path for path in found if not (waiting and path.with_name(f"{path.name}.synced").exists())]
-
-
-def _settle(path: Path) -> None:
-    """Wait until a file is complete: an offline run's `finish` does not, and whoever goes on with the run reads it."""
-    until = time.monotonic() + _SETTLED
-    while path.is_file() and not is_ended(path) and time.monotonic() < until:
-        time.sleep(0.02)
-
-
-@contextmanager
-def _no_telemetry() -> Iterator[None]:
-    """Keep wandb from reporting on itself, which holds up the end of a process for 10 s where packets get lost."""
-    name = "WANDB_ERROR_REPORTING"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "false")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)

@@ -156,7 +156,7 @@ class Evaluating(Placing):
         mode, outputs = self.mode, dict[int, Any]()
         self.toggle("test")
         try:
-            with self._surroundings(False, 0), generators_kept(loader):
+            with self._surroundings(False, 0), generators_kept(loader), self._own.silent():
                 plan = self._plan(in_dataset_order(loader))
                 for number, batch in enumerate(plan):
                     if (values := self._tested(plan.window(place(batch, self.device)))) is not None:

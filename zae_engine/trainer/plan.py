@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice, pairwise
 from typing import Any
+from weakref import WeakMethod
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -41,7 +42,7 @@ class BatchPlan:
         Whether each sample is drawn with random streams of its own, and what these are derived from, beside its id.
     start : Start, optional
         The first global batch to give; those before it are not loaded where the loader knows its samples.
-    exceeds : callable, optional
+    exceeds : bound method, optional
         Told of each batch that the loader gives beyond its length: how many there are by now, and the length.
     keeps_ids : bool
         Remember each batch's ids, for a checkpoint.
@@ -70,7 +71,8 @@ class BatchPlan:
         self._counts = processes
         self._walk = getattr(processes, "waits", _NOBODY).walk
         self._seeded, self._key, self._keeps_ids = seeded, key, keeps_ids
-        self._exceeds, self._exceeded = exceeds, False
+        # Weak, since the trainer holds the plan: without a cycle, its memory is free when it goes out of sight.
+        self._exceeds, self._exceeded = None if exceeds is None else WeakMethod(exceeds), False
         self._ids: Sequence[list[Any]] = ()
         self._share: Share | None = None
         self._counting = Counting()
@@ -106,8 +108,8 @@ class BatchPlan:
     def _go_beyond(self, length: int) -> None:
         """The loader gives more than it has said: nothing is known of its length any more."""
         self._exceeded = True
-        if self._exceeds is not None:
-            self._exceeds(self.position, length)
+        if self._exceeds is not None and (told := self._exceeds()) is not None:
+            told(self.position, length)
 
     def _batches(self) -> Iterator[Any]:
         loader = self.loader

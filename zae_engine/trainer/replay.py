@@ -18,6 +18,7 @@ from . import checks
 from .batch import leaves, map_nest, place
 from .cutting import Marks, count_samples, slices
 from .modes import Modes
+from .own_values import OwnValues
 from .seeding import set_streams
 from .window import Micro, Window
 
@@ -63,7 +64,7 @@ class Replay:
         self.marks = marks
         self._dtype, self._seed, self.shards = dtype, trainer.seed, trainer.shards
         self._probe = _copied(trainer, dtype)
-        self._probe.mode, self._probe.device = "train", CPU
+        self._probe.mode, self._probe.device, self._probe._own = "train", CPU, OwnValues(kept=False)
         self._model: nn.Module = self._probe.model
         self._modes, self._still = Modes(), trainer._modes.chosen(trainer.model)
         self._parameters = {n: p for n, p in self._model.named_parameters() if p.requires_grad}

@@ -34,6 +34,7 @@ class RunFolderAddon(AddOnBase):
     _processes: Any
     _open: Any
     test_metrics: dict[str, float]
+    _tested_step: float | None
     _log_due: bool
     _logging: Interval
 
@@ -66,6 +67,7 @@ class RunFolderAddon(AddOnBase):
         """Run, and write down what happens."""
         if self.mode == "test":
             history = super().run(n_epoch, loader, valid_loader, **options)
+            self._run_log.add_own()
             self._run_log.afterwards.tell({"evaluation": dict(self.test_metrics)})
             return history
         self._refuse_session()
@@ -77,8 +79,14 @@ class RunFolderAddon(AddOnBase):
 
     def _at_rest(self) -> None:
         log, step = self._run_log, self.progress_checker.get_step() - 1
-        if log.is_open and (self._log_due or self._open is None or self._logging.at_step(step)):
+        if not log.is_open:
+            return
+        # A validation within the epoch has a row, which no reader may find behind a later step's values.
+        if self._log_due or self._open is None or self._tested_step == step or self._logging.at_step(step):
             log.take()
+
+    def _own_came(self) -> None:
+        self._run_log.add_own()
 
     def _refuse_session(self) -> None:
         if getattr(self, "_forks", False):

@@ -22,6 +22,7 @@ from ..logs.history_file import HistoryFile, Line
 from ..logs.merging import resumes_in
 from ..redaction import redact
 from .afterwards import Afterwards, end_line
+from .blame import warn
 from .processes import Processes
 from .progress import make_bar
 from .run_file import note_attempt
@@ -195,9 +196,35 @@ class RunLog:
             trainer._log_due = False
             trainer._logging.restart()
             if lines:
-                self.put(lines)
+                self._put_taken(lines)
                 self.write()
                 self._tell_others()
+
+    def _put_taken(self, lines: Sequence[Line]) -> None:
+        files, self._lines.files = self._lines.files, []
+        if self.file is not None:
+            self.file.put(lines, files)
+
+    def add_own(self) -> None:
+        """Write down what the user logs between two calls of `run`; this process does, without the others.
+
+        What comes before the first one goes with its lines.
+        """
+        own, lock = self.trainer._own, RunLock(self.folder)
+        if self.is_open or not (self.mine and self.processes.first and own):
+            return
+        try:
+            if not self._held:
+                lock.acquire()
+            file = HistoryFile(self.folder / "history.jsonl")
+            file.put(*own.lines(self.trainer.progress_checker.get_step() - 1))
+            file.write(flush=True)
+        except (CheckpointError, OSError) as error:
+            warn(f"trainer.log: nothing can be added to the run in {str(self.folder)!r}: {error}")
+        finally:
+            if not self._held:
+                lock.release()
+        self.afterwards.go_on(self.folder)
 
     def _tell_others(self) -> None:
         """Say once which values the loggers do not get."""
@@ -206,7 +233,8 @@ class RunLog:
         for name in sorted(others - self._told if others else ()):
             self._told.add(name)
             self.say(
-                f"{name!r} of train_step is no number, so the loggers do not get it; trainer.loggers has their clients"
+                f"{name!r} of train_step is no number, so the loggers do not get it; trainer.log({{{name!r}: ...}})"
+                " gives them pictures and texts"
             )
 
     def put(self, lines: Sequence[Line]) -> int:
@@ -242,6 +270,7 @@ class RunLog:
 
     def _close(self, ends: bool, status: str, reason: str) -> None:
         """Write the rest; of a run that broke off, only what process 0 has."""
+        self.trainer._batch_of = ""
         if self.file is None:
             return
         if ends and self.is_open:
@@ -249,6 +278,7 @@ class RunLog:
             self.put([end_line(self.trainer, status, reason)])
         self._background.wait()
         self._write(self.file)
+        self.trainer._own.forget()  # of a step that was not done
         if lost := self.file.waiting:
             self.say(f"{lost} lines of {str(self.file.path)!r} could not be written, and are lost with this process")
         lines = self.afterwards.end(self.folder, status, self.best) if ends and self.is_open else []
@@ -260,11 +290,12 @@ class RunLog:
         """Of a run that broke off within an epoch, what its last steps were; others have it only all together."""
         trainer = self.trainer
         if self.processes.count > 1 or trainer._open is None:
+            self._put_taken(self._lines.own(trainer))
             return
         with suppress(Exception):  # the values may be what the run has failed of
             trainer.log_train.drain()
             if len(trainer.log_train.losses) == trainer.progress_checker.get_step() - 1:  # and none is half done
-                self.put(self._lines.take(trainer, opened=True))
+                self._put_taken(self._lines.take(trainer, opened=True))
 
 
 def _status(error: BaseException) -> tuple[str, str]:

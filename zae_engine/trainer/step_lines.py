@@ -24,18 +24,25 @@ class StepLines:
         Passed as Any, since its module is above this one.
     begins : bool
         Whether the file has nothing of the run yet: then it gets the rows that the trainer has already.
+
+    Attributes
+    ----------
+    files : list of (str, bytes)
+        Pictures of the lines that were taken, by their path in the run's folder; whoever writes them empties it.
     """
 
     def __init__(self, trainer: Any, begins: bool) -> None:
         self._step = trainer.progress_checker.get_step() - 1  # the last step that has its line
+        self.files: list[tuple[str, bytes]] = []
         self._rows: list[Line] = [] if begins else [dict(row) for row in trainer.history.rows]
         self._begin_point(trainer._spent)
 
     def take(self, trainer: Any, opened: bool) -> list[Line]:
         """Collect, with a point at the end. Every process calls it, process 0 gets the lines."""
         log, done = trainer.log_train, trainer.progress_checker.get_step() - 1
+        own = self.own(trainer)
         if done == self._step:
-            return self._new_rows(trainer)
+            return sorted(own + self._new_rows(trainer), key=_step_of)
         parts = log.parts(everything=False)
         first = done - parts["batches"] + 1  # the step of the epoch's first batch
         fresh = {key: _after(series, self._step - first) for key, series in parts["scalars"].items()}
@@ -46,9 +53,16 @@ class StepLines:
                      for k in names}  # fmt: skip
         epoch = trainer.progress_checker.get_epoch() - (not opened)
         lines = _columns(fresh, self._step + 1, first, done, epoch)
-        lines.append(self._point(trainer, fresh, done, epoch))
+        point = self._point(trainer, fresh, done, epoch)
         self._step = done
-        return lines + self._new_rows(trainer)
+        # A row may be of an evaluation before these steps; readers get a record a step, with steps that only grow.
+        return lines + sorted([*own, point, *self._new_rows(trainer)], key=_step_of)
+
+    def own(self, trainer: Any) -> list[Line]:
+        """Of what the user has logged, what belongs to steps that are done."""
+        lines, files = trainer._own.lines(trainer.progress_checker.get_step() - 1)
+        self.files += files
+        return list(lines)
 
     def _point(self, trainer: Any, fresh: dict[str, Series], step: int, epoch: int) -> Line:
         """What the steps since the last point were on the average, weighted by their items, and what they took."""
@@ -69,6 +83,10 @@ class StepLines:
         known, self._rows = self._rows, rows
         return [{"kind": "row", "number": i, **row} for i, row in enumerate(rows)
                 if i >= len(known) or _facts(known[i]) != _facts(row)]  # fmt: skip
+
+
+def _step_of(line: Line) -> int:
+    return int(line["step"])
 
 
 def _facts(row: Line) -> Line:

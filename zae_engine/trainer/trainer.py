@@ -306,7 +306,7 @@ class Trainer(Pacing):
 
         It is the batch as the loader gave it; of several processes, each gets its share.
         """
-        training = self.mode == "train"
+        self._batch_of, training = self.mode, self.mode == "train"
         if self._moves:
             batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
         window = (self._plans.get(self.mode) or self._plan(None)).window(batch)
@@ -327,6 +327,7 @@ class Trainer(Pacing):
             (self.log_train if training else self.log_test).skip()
         if training:
             self.progress_checker.update_step()
+        self._batch_of = ""
 
     def optimize(self, window: Window) -> None:
         """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""

@@ -150,7 +150,7 @@ def _show_manifest(checkpoint: Checkpoint) -> None:
     for key, value in checkpoint.manifest.items():
         if key == "files":
             value = f"{len(value)}, {_bytes(checkpoint.size)}"
-        if key not in ("format", "sha256"):
+        if key not in ("format", "sha256", "data"):  # hashes, which are there to be compared
             typer.echo(f"  {key}: {_words(value)}")
 
 

@@ -26,12 +26,14 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    random_split,
 )
 
 from tests.averaging import Averaged, whole
 from tests.distributed import problem
 from tests.distributed.problem import Digits, Weighted, digits, loader, trainer_for
 from zae_engine import Trainer
+from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.trainer import read_history
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 
@@ -444,6 +446,10 @@ def refused(kind: str) -> dict:
             trainer_for()._processes.on_first(lambda: os.listdir("/nowhere/at/all"))
         elif kind == "on-first-own":
             trainer_for()._processes.on_first(unpicklable)
+        elif kind == "split":
+            trainer = trainer_for()
+            torch.manual_seed(RANK)  # as in a script that seeds nothing
+            trainer.run(1, DataLoader(random_split(digits(203), [150, 53])[0], batch_size=32))
         elif kind == "uncut":
             trainer_for().run(1, [["a", "b"]])
     except (ValueError, TypeError, RuntimeError, UserWarning, OSError) as error:
@@ -671,6 +677,23 @@ SEVERAL = {
 }
 
 
+def other_data(folder: str) -> dict:
+    """The labels of some samples are others when the run goes on: every process refuses, in the same words."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = Digits.add_on(StateManagerAddon)
+    options = {"trainer": kind, "dtype": F64, "save_path": os.path.join(folder, f"data-{world}")}
+    trainer_for(**options).run(1, loader(203, F64), resume="auto")
+    x, y, n = digits(203, F64).tensors
+    changed = TensorDataset(x, y.flip(0), n)
+    try:
+        trainer_for(**options).run(2, DataLoader(changed, batch_size=32, shuffle=True), resume="auto")
+    except CheckpointError as error:
+        refused = str(error)
+    trainer = trainer_for(**options)
+    trainer.run(2, loader(203, F64), resume="auto")
+    return {"refused": refused, "rows": len(trainer.history)}
+
+
 # ---------------------------------------------------------------------- weights, seeds, sharded models
 
 
@@ -766,7 +789,19 @@ def swapped(folder: str, spread: bool) -> dict:
     return {"judged": trainer.judged, "again": whole(second.model.state_dict()), "saved": saved, "live": live}
 
 
-REFUSED = ("length", "valid", "counted", "stream", "shards", "uncut", "prepared", "data", "on-first", "on-first-own")
+REFUSED = (
+    "split",
+    "length",
+    "valid",
+    "counted",
+    "stream",
+    "shards",
+    "uncut",
+    "prepared",
+    "data",
+    "on-first",
+    "on-first-own",
+)
 
 
 def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
@@ -807,6 +842,7 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "unused-unsaid": partial(unused, []),
         "within-epoch": lambda: train(loader(203, F64), held_out=loader(50, F64), valid_every="2st", dtype=F64),
         "files": partial(files, folder),
+        "other-data": partial(other_data, folder),
         "swapped": partial(swapped, folder, False),
         "swapped-fsdp2": partial(swapped, folder, True),
         "own-values": partial(own_values, folder),

@@ -197,10 +197,19 @@ def test_what_cannot_be_shared_out_is_refused(results, processes):
         "data": "the first sample of the loader's OtherData is not the same on every process",
         "on-first": "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'",
         "on-first-own": "OwnError: a disk of its own kind",
+        "split": "Subset.indices of the loader's data are not the same on process 0 (150 (",
         "uncut": f"training on {processes} processes needs batches that can be cut",
     }
     for kind, sentence in sentences.items():
         assert all(sentence in part["error_text"] for part in results(f"refused-{kind}", processes)), kind
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_other_data_are_refused_on_every_process_alike(results, processes):
+    found = results("other-data", processes)
+    assert {part["refused"] for part in found} == {found[0]["refused"]}
+    assert "the loader: other samples: " in found[0]["refused"]
+    assert [part["rows"] for part in found] == [2] * processes
 
 
 def test_parameters_without_a_part_in_the_loss(results, tmp_path):

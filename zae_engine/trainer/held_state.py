@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
@@ -76,6 +77,32 @@ def shake(roots: Mapping[str, Root]) -> None:
                 leaf.seed()
         elif isinstance(leaf, (np.random.RandomState, random.Random)):  # which do not tell
             leaf.seed()
+
+
+class Generators:
+    """The generators that can be reached from an object; inside ``with`` they may be used, and are put back."""
+
+    def __init__(self, thing: Any) -> None:
+        found = (leaf for _, _, leaf in _walk({"": Root("", thing)}) if isinstance(leaf, _GENERATORS))
+        self._held = [g for g in found if not isinstance(g, random.SystemRandom)]
+        self._before: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._before = [copy.deepcopy(_position(generator)) for generator in self._held]
+
+    def moved(self) -> bool:
+        """Whether one of them has given something."""
+        now = (fingerprint(_position(generator)) for generator in self._held)
+        return any(fingerprint(then) != mark for then, mark in zip(self._before, now, strict=True))
+
+    def __exit__(self, *exception: object) -> None:
+        for generator, state in zip(self._held, self._before, strict=True):
+            if isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = state
+            elif isinstance(generator, (torch.Generator, np.random.RandomState)):
+                generator.set_state(state)
+            else:
+                generator.setstate(state)
 
 
 def trained_tensors(roots: Mapping[str, Root]) -> list[tuple[str, Tensor]]:

@@ -60,6 +60,7 @@ class Keeper(TakingUp):
         self._suffix, self._keep, self._in_background = suffix, keep, in_background
         self._saver: Saver | None = None
         self._saver_failed: str | None = None
+        self.data: dict[str, Any] = {}  # of the present call of `run`: see `same_data`
         self._serial, self._due, self._writing = 0, False, False
         self._unnamed = 0.0  # seconds that the training has waited since the last row
 
@@ -224,6 +225,7 @@ class Keeper(TakingUp):
             "settings": self.log.facts[0],
             "circumstances": self.log.facts[1],
             "seed": trainer.seed,
+            "data": self.data,
         }
         if self._monitored is not None and self._monitored[0] == step:
             name, mode, column = trainer._monitor.watched

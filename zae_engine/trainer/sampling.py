@@ -29,6 +29,7 @@ from .layout import Layout, Share, Start, ids_hash, nothing
 from .processes import Processes
 from .seeded import Ids, SeededSamples, SeededStream
 from .seeding import OwnStreams, draw_seed, generators_of
+from .splits import Split, split_of
 
 _KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
 
@@ -75,12 +76,25 @@ def check_shared(loader: Any, processes: Processes) -> None:
             f"the loader is a {type(loader).__name__}, which Accelerate has prepared for one of {processes.count}"
             " processes; give the DataLoader itself, and the trainer shares it out"
         )
-    if len(set(processes.gather(_first_sample(loader)))) > 1:
+    samples, splits = zip(*processes.gather((_first_sample(loader), tuple(split_of(loader).items()))), strict=True)
+    _refuse_other_splits([dict(split) for split in splits])
+    if len(set(samples)) > 1:
         warn(
             f"the first sample of the loader's {type(loader.dataset).__name__} is not the same on every process. The"
             " trainer gives each process its share of one dataset; one that is another on each process, or draws from"
             " a generator of its own, makes another model for another number of processes"
         )
+
+
+def _refuse_other_splits(everyone: list[Split]) -> None:
+    for index, other in enumerate(everyone):
+        if path := next((p for p in dict.fromkeys((*everyone[0], *other)) if other.get(p) != everyone[0].get(p)), None):
+            raise ValueError(
+                f"{path} of the loader's data are not the same on process 0 ({everyone[0].get(path)}) and on process"
+                f" {index} ({other.get(path)}), so that one trains on what is another's held out. random_split draws"
+                " on each process by itself, unless it has a generator of its own: random_split(...,"
+                " generator=torch.Generator().manual_seed(0))"
+            )
 
 
 def _first_sample(loader: Any) -> str:

@@ -64,14 +64,14 @@ class SeededSamples(Dataset[Any]):
         with self._streams:
             if not self._draws:
                 seed_host(_MARK)
-                samples = _fetch(self.dataset, ids)
+                samples = fetch(self.dataset, ids)
                 if _untouched():
                     return samples
                 self._draws = True
             samples = []
             for one in ids:
                 seed_host(mix(ids.key, one))
-                samples += _fetch(self.dataset, [one])
+                samples += fetch(self.dataset, [one])
             return samples
 
 
@@ -114,7 +114,7 @@ class SeededStream(IterableDataset[Any]):
         return iter(self.dataset)
 
 
-def _fetch(dataset: Any, ids: list[Any]) -> list[Any]:
+def fetch(dataset: Any, ids: list[Any]) -> list[Any]:
     """As torch's loader does it; some datasets load many samples at once."""
     many = getattr(dataset, "__getitems__", None)
     return list(many(list(ids))) if many else [dataset[one] for one in ids]

@@ -65,7 +65,8 @@ class Trainer(Pacing):
     mixed_precision : {'no', 'bf16', 'fp16', 'fp8'}, optional
         None takes the launch configuration's.
     seed : int, optional
-        Makes a run repeatable to the bit. None draws one from torch's generator and reports it (`seed`).
+        Makes a run repeatable to the bit. None draws one from torch's generator and reports it (`seed`). What is drawn
+        before has to have a seed of its own: the model's weights, and a split, ``random_split(..., generator=...)``.
     monitor : str
         What tells the best weights: ``'loss'``, or another metric by its name, such as ``'acc'`` or ``'test_acc'``.
         The validation's value is taken, without a validation loader the training's.

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint.folder import FOLDER, committed
 from ..launch.workers import WorkerError, run_workers
-from . import checks, sampling
+from . import checks, same_data, sampling
 from .afterwards import Afterwards
 from .held_state import Root, owned_by, shake
 from .plan import named
@@ -96,8 +96,20 @@ def verify_resume(trainer: Any, loader: Any, steps: int, valid_loader: Any, max_
                 " process; give an iterable that starts anew each time, such as a DataLoader or a list"
             )
     _check_place(trainer)
+    if other := _other_data(trainer, loader, valid_loader):
+        return ResumeVerification(False, None, "the data is not what the run in the folder had", other, 0)
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as name:
         return _Trial(trainer, loader, valid_loader, steps, Path(name), seconds.count).verified()
+
+
+def _other_data(trainer: Any, loader: Any, valid_loader: Any) -> str | None:
+    """In what the data differ from those of the run that the trainer's folder has, which would be gone on with."""
+    last = committed(trainer.save_path / FOLDER)[-1:]
+    data = last[0].manifest.get("data") if last else None
+    if not isinstance(data, dict) or last[0].manifest.get("call") != trainer._keeper.calls:
+        return None
+    seed = last[0].manifest.get("seed", trainer.seed)
+    return ";\n".join(same_data.others(data, same_data.look(loader, valid_loader, seed, trainer._processes))) or None
 
 
 def _check_place(trainer: Any) -> None:

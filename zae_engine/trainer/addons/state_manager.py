@@ -19,6 +19,7 @@ from ..fingerprint import differences
 from ..keeper import Keeper
 from ..progress import make_bar
 from ..run_folder import RunFolderAddon
+from ..same_data import look, others
 from ..schedule import Budget, Duration, Interval
 from ..signals import Interrupted, signals_noted
 from ..verify_resume import ResumeVerification, verify_resume
@@ -148,10 +149,12 @@ class StateManagerAddon(RunFolderAddon):
         self._refuse_session()
         self._note_settings()
         self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
+        self._keeper.data = {}
         with self._keeper.holding():
             limits = {k: options.get(k) for k in ("max_steps", "max_time")}
             if self._taken_up(resume, n_epoch, limits, (loader, valid_loader)):
                 return self.history
+            self._keeper.data = self._keeper.data or look(loader, valid_loader, self.seed, self._processes)
             with self._keeping():
                 return super().run(n_epoch, loader, valid_loader, **options)
 
@@ -327,7 +330,7 @@ class StateManagerAddon(RunFolderAddon):
             self._tell(f"Call {keeper.calls + 1} of run() was done before; {found.path.name} is of call {call + 1}.")
             keeper.pass_over(found)
             return True
-        self._compare(found, keeper.calls == call)
+        self._compare(found, loaders if keeper.calls == call else None)
         state = keeper.load(found)
         keeper.show_best()
         if self._is_done(state, n_epoch, limits):
@@ -354,15 +357,21 @@ class StateManagerAddon(RunFolderAddon):
         self._finish_call()
         return False
 
-    def _compare(self, found: Checkpoint, data_too: bool) -> None:
+    def _compare(self, found: Checkpoint, loaders: tuple[Any, Any] | None) -> None:
         """Refuse what would change the result, and show what else has changed since the checkpoint."""
         manifest, (settings, circumstances) = found.manifest, self._run_log.facts
         then = dict(manifest.get("settings", {}))
-        data_too = data_too and "the dataset" in then  # it is not in what save_state() has saved before any run
+        data_too = (
+            loaders is not None and "the dataset" in then
+        )  # it is not in what save_state() has saved before any run
         now = dict(settings if data_too else self._settings)
         if self.seed_was_given:
             then["seed"], now["seed"] = manifest.get("seed"), self.seed
-        if other := differences({k: then.get(k) for k in now}, now):
+        other = differences({k: then.get(k) for k in now}, now)
+        if loaders is not None and data_too and (data := manifest.get("data")):
+            self._keeper.data = look(*loaders, manifest.get("seed", self.seed), self._processes)
+            other += others(data, self._keeper.data)
+        if other:
             raise CheckpointError(
                 f"{str(found.path)!r} is of a run with other settings, and going on would make another model:\n  "
                 + "\n  ".join(other)

@@ -84,7 +84,7 @@ LAYERS = [
     {"window", "signals", "fingerprint", "run_file", "per_sample", "one_model", "pictures"},
     {"plan", "gathering", "own_values"},
     {"same_data", "checks", "banner", "shards", "replay"},
-    {"monitor", "device", "update", "records", "verify", "saving", "step_lines", "afterwards"},
+    {"monitor", "device", "update", "settings", "records", "verify", "saving", "step_lines", "afterwards"},
     {"run_log"},
     {"run_folder", "verify_resume"},
     {"placing"},

@@ -162,13 +162,6 @@ def test_a_bad_run_is_refused_at_once(case):
         make().run(**options)
 
 
-def test_a_mode_set_to_nonsense_is_refused_by_run():
-    trainer = make()
-    trainer.mode = "eval"
-    with pytest.raises(ValueError, match="mode='eval' is not known"):
-        trainer.run(1, loader())
-
-
 def test_training_after_test_without_optimizer():
     trainer = PlainTrainer(mlp(), device="cpu", mode="test", log_bar=False)
     trainer.toggle("train")

@@ -138,7 +138,7 @@ def put_passed(trainer: Any, checkpoint: Checkpoint) -> Nest:
 def _put_place(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
     """Counters, the add-ons' states, the history, and where the run is."""
     own, streams = _parts_for(trainer._processes, checkpoint)
-    trainer.seed = state["seed"]
+    trainer._decide(seed=state["seed"])
     _put_stack(trainer, state["stack"])
     trainer._go_to(state["position"], own, streams)
 

@@ -35,7 +35,6 @@ class Evaluating(Placing):
     """What `Trainer` needs to evaluate; it adds the loop."""
 
     test_step: Step
-    _seeded: bool
     _resumable: bool
     _validation: Interval
     _batches: int
@@ -57,7 +56,7 @@ class Evaluating(Placing):
             loader,
             layout,
             self._processes,
-            seeded=self._seeded,
+            seeded=self.seeded_samples,
             key="/".join(map(str, (self.seed, *purpose))),
             start=start,
             exceeds=self._go_beyond if epoch or not training else None,

@@ -40,7 +40,7 @@ def settings_of(trainer: Any) -> Facts:
         "gradient_clip": float(trainer.gradient_clip),
         "scheduler_step_on_batch": bool(trainer.scheduler_step_on_batch),
         "mixed_precision": trainer.accelerator.mixed_precision,
-        "seeded_samples": bool(trainer._seeded),
+        "seeded_samples": bool(trainer.seeded_samples),
         "sync_batchnorm": bool(trainer.sync_batchnorm),
         "model": _described(trainer.model),
         "parameters": {

@@ -48,7 +48,7 @@ class Guard:
     def __init__(self, trainer: Any, processes: Processes, limit: float | None) -> None:
         self._trainer = weakref.ref(trainer)
         self._waits = processes.waits = Waits(limit, processes.index, processes.count, self._where)
-        theirs = any(isinstance(handler, InitProcessGroupKwargs) for handler in trainer._kwargs_handlers or ())
+        theirs = any(isinstance(handler, InitProcessGroupKwargs) for handler in trainer.kwargs_handlers or ())
         if processes.count > 1 and not theirs:
             _limit_group(limit)
         peers = Peers(processes.gather(address()), processes.index)

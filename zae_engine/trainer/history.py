@@ -64,7 +64,7 @@ class EpochLog(UserDict[str, list[Any]]):
         self.losses = array("d")  # one number a step, over all epochs
         self.is_whole = False  # put together over the processes
         self.epoch_begins = 0  # in the losses
-        self._watch, self._parts = watch, parts
+        self.watch, self._parts = watch, parts
         self.listen(noticed)
         self.clear()
 
@@ -158,7 +158,7 @@ class EpochLog(UserDict[str, list[Any]]):
         if time.perf_counter() >= self._due:
             self._due = time.perf_counter() + 1
             self._sort()
-            if self._watch or self._large:
+            if self.watch or self._large:
                 self.drain()
 
     def _sort(self) -> None:

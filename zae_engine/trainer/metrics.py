@@ -44,6 +44,7 @@ class Measures:
     def __init__(self, metrics: dict[str, Any], device: torch.device, processes: Processes) -> None:
         self._metrics = {name: _on(copy.deepcopy(metric), device) for name, metric in metrics.items()}
         self._processes, self._updated, self._device = processes, False, device
+        self._next: Measures | None = None
         for name, metric in self._metrics.items():
             if processes.count > 1 and not all(hasattr(member, "process_group") for member in _members(metric)):
                 raise TypeError(
@@ -53,9 +54,15 @@ class Measures:
 
     def reset(self) -> None:
         """Begin an epoch."""
+        if self._next is not None:
+            self._metrics, self._next = self._next._metrics, None
         self._updated = False
         for metric in self._metrics.values():
             metric.reset()
+
+    def exchange(self, others: Measures) -> None:
+        """From the next epoch on, measure by others."""
+        self._next = others
 
     def state(self) -> dict[str, Any]:
         """What the metrics have seen in the running epoch, as plain values and tensors."""

@@ -82,6 +82,11 @@ class Monitor:
         self._chosen = mode
         self._mode = mode or self.direction(self._name)
 
+    def measure(self, metrics: Mapping[str, Any]) -> None:
+        """Be told by other metric objects."""
+        self._of_metrics = dict(_directions(metrics))
+        self._mode = self._mode or self.direction(self._name)
+
     def direction(self, name: str) -> str | None:
         """The direction of any metric, as far as it is known."""
         plain = _plain(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -44,16 +43,6 @@ _NOTHING, _GROUPS, _PARAMETERS, _ANOTHER = range(4)
 class Placing(Records):
     """What `Trainer` needs before it can train."""
 
-    device: torch.device
-    seed: int
-    shards: int | None
-    gradient_clip: float
-    gradient_accumulation_steps: int
-    sync_batchnorm: bool
-    max_wait: float | None
-    metrics: dict[str, Any]
-    _split_batches: bool
-    _kwargs_handlers: Sequence[Any] | None
     _prepared: Any = None
     _prepared_optimizer: Any = None
     _forward: Any = None
@@ -64,14 +53,15 @@ class Placing(Records):
 
     def _join(self, device: Device | Sequence[Device] | None, mixed_precision: str | None) -> None:
         """Take a place among the processes that train: a device, a share of each batch, what may be written."""
-        self.accelerator = make_accelerator(device, mixed_precision, self._kwargs_handlers, self.max_wait)
-        self.device, self._moves = self.accelerator.device, self.accelerator.device.type != "cpu"
+        self.accelerator = make_accelerator(device, mixed_precision, self.kwargs_handlers, self.max_wait)
+        self._decide(device=self.accelerator.device, mixed_precision=self.accelerator.mixed_precision)
+        self._moves = self.device.type != "cpu"
         self._processes = Processes(self.accelerator)
         self._guard = Guard(self, self._processes, self.max_wait)
-        self.seed = self._processes.from_first(self.seed)
+        self._decide(seed=self._processes.from_first(self.seed))
         check_divides(self.shards, self._processes.count)
         here = (self._processes.count, self._processes.index)
-        self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, self._split_batches)
+        self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, self.split_batches)
         self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}
         self._modes = Modes()
         self._start_logs()
@@ -207,4 +197,4 @@ class Placing(Records):
     def _refuse_different(self, settings: dict[str, Any]) -> None:
         """Refuse, before the first batch, processes that would wait for each other for ever."""
         parameters = sum(p.numel() for p in self.model.parameters() if not is_lazy(p))
-        refuse_different(self._processes, {**settings, "the number of parameters": parameters})
+        refuse_different(self._processes, {**settings, "the number of parameters": parameters, "the seed": self.seed})

@@ -10,8 +10,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
 from ..checkpoint.best import RULE, is_finite
@@ -21,23 +20,21 @@ from ..redaction import redact
 from . import checks
 from .batch import as_float, is_scalar
 from .blame import warn
-from .compose import Seams
 from .history import EpochLog, History, Row
 from .monitor import Monitor
 from .own_values import OwnValues
 from .processes import Processes, is_sharded
 from .progress import ProgressChecker, make_bar
+from .settings import Settings
 from .spent import Spent
 from .trained import rates_in_words, rates_of
 
 Path = str | PathLike[str]
 
 
-class Records(Seams):
+class Records(Settings):
     """The part of the trainer that remembers; `Trainer` adds the part that trains."""
 
-    model: nn.Module
-    optimizer: Optimizer | None
     log_train: EpochLog
     log_test: EpochLog
     train_metrics: dict[str, float]

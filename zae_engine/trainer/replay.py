@@ -64,7 +64,8 @@ class Replay:
         self.marks = marks
         self._dtype, self._seed, self.shards = dtype, trainer.seed, trainer.shards
         self._probe = _copied(trainer, dtype)
-        self._probe.mode, self._probe.device, self._probe._own = "train", CPU, OwnValues(kept=False)
+        self._probe._decide(mode="train", device=CPU)
+        self._probe._own = OwnValues(kept=False)
         self._model: nn.Module = self._probe.model
         self._modes, self._still = Modes(), trainer._modes.chosen(trainer.model)
         self._parameters = {n: p for n, p in self._model.named_parameters() if p.requires_grad}

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from . import checks
 from .agreement import NOTHING, Agreement, Wish
 from .evaluating import Evaluating
 from .gathering import log_state, restore_log
@@ -20,6 +21,7 @@ from .progress import SilentBar
 from .schedule import Budget, Interval
 from .seeding import generators_of, loader_states, put_loader_states, put_streams, set_streams, streams_of
 from .trained import Trained
+from .update import spreads
 
 
 class CalledAway(BaseException):
@@ -77,6 +79,8 @@ class Resuming(Evaluating):
     _resumable = False
     _leaves = False
     loader: Any
+    scheduler: Any
+    scheduler_step_on_batch: bool
     _saving: Interval | None = None
     _save_due = False
     _logging: Interval | None = None
@@ -95,6 +99,8 @@ class Resuming(Evaluating):
         if midway is not None and midway.again is not None:
             midway.again()
         self._prepare()
+        if not spreads(self.accelerator):  # whose optimizer is another one
+            checks.check_scheduler(self.scheduler, self.optimizer, self.scheduler_step_on_batch)
         generators = generators_of(loader)
         put_loader_states(loader, midway.generators if midway else [])
         opened = Open(self._plan(loader, epoch), [g.get_state() for g in generators])

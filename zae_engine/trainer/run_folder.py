@@ -13,6 +13,7 @@ from .compose import AddOnBase
 from .fingerprint import circumstances_of, data_of, settings_of
 from .run_log import RunLog
 from .schedule import Duration, Interval
+from .settings import fixed
 
 
 class RunFolderAddon(AddOnBase):
@@ -26,6 +27,9 @@ class RunFolderAddon(AddOnBase):
         How often the values of the steps are read: ``'10s'``, ``'50st'``, ``'1ep'``; an integer counts steps. No value
         is lost between. The end of an epoch and a checkpoint always count.
     """
+
+    save_path: Path = fixed()
+    log_every: Any = fixed()
 
     # The trainer's.
     _lines_wanted = True
@@ -50,7 +54,7 @@ class RunFolderAddon(AddOnBase):
             raise TypeError(f"save_path={save_path!r} is not accepted; give the folder of this run, 'runs/first' say")
         super().__init__(*args, **kwargs)
         self.save_path = Path(save_path if save_path is not None else self._new_folder())
-        self._logging = Interval(every)
+        self.log_every, self._logging = log_every, Interval(every)
         self._run_log = RunLog(self, self.save_path.absolute())
         self._settings = dict[str, Any]()
 

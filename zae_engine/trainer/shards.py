@@ -122,7 +122,7 @@ class ShardSum:
         seed: int,
         step: Callable[[], int],
     ) -> None:
-        self._model, self._processes, self._device, self._seed, self._step = model, processes, device, seed, step
+        self._model, self._processes, self._device, self.seed, self._step = model, processes, device, seed, step
         self._per_process = shards // processes.count
         self._first = self._per_process * processes.index
         # Sums of so many shards, a power of two, are whole branches of the tree for any number of processes.
@@ -134,7 +134,7 @@ class ShardSum:
         branches, branch = list[Node](), list[Node]()
         for micro in window.micros:
             if micro.samples:
-                set_streams(self._device, self._seed, "shard", self._step(), self._first + micro.number)
+                set_streams(self._device, self.seed, "shard", self._step(), self._first + micro.number)
                 yield micro
             branch.append(pack.take(micro.samples / max(window.samples, 1)))
             if len(branch) == self._branch:

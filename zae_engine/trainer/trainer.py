@@ -156,17 +156,18 @@ class Trainer(Pacing):
         self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps) if shards is None else 1
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
-        self._seeded = self.seed_was_given if seeded_samples is None else seeded_samples
+        self.seeded_samples = self.seed_was_given if seeded_samples is None else seeded_samples
         self.metrics, self.sync_batchnorm = check_metrics(metrics), sync_batchnorm
         self.max_wait = check_wait(max_wait)
         self.shards = check_shards(shards, gradient_accumulation_steps, split_batches)
         self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
-        self._split_batches, self._kwargs_handlers = split_batches, kwargs_handlers
+        self.split_batches, self.kwargs_handlers = split_batches, kwargs_handlers
         self._start_records(Monitor(monitor, monitor_mode, self.metrics), on_nan)
         self._join(device, mixed_precision)
         self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
+        self._made = True
 
     @classmethod
     def add_on(cls, *add_ons: type[AddOnBase]) -> type[Self]:

@@ -305,11 +305,12 @@ def needs_accelerate(accelerator: Accelerator, optimizer: Optimizer) -> bool:
 class NoUpdate(DelegatedUpdate):
     """What a trainer without optimizer has: whoever trains by it hears what is missing."""
 
-    def __init__(self) -> None:
-        self.parameters = []
+    def __init__(self, why: str = "") -> None:
+        self.parameters, self.shards = [], None
+        self._why = why or "this trainer has no optimizer, so nothing can be trained; give optimizer= when it is made"
 
     def zero_grad(self) -> None:
-        raise ValueError("this trainer has no optimizer, so nothing can be trained; give optimizer= when it is made")
+        raise ValueError(self._why)
 
 
 def make_update(

@@ -155,7 +155,7 @@ class _Trial:
         if found is None:
             return ResumeVerification(True, None, None, None, compared)
         cause = reason_for(found, whole, resumed)
-        if cause is None and found.kind == "batch" and not self.trainer._seeded and self._has_workers():
+        if cause is None and found.kind == "batch" and not self.trainer.seeded_samples and self._has_workers():
             cause = _WORKERS
         if cause is None and first_difference(whole, self._fork("again", heard=False)) is not None:
             cause = _UNREPEATABLE
@@ -297,7 +297,8 @@ def _end_workers(loaders: list[Any]) -> None:
 
 def _save_into(folder: Path, trainer: Any) -> None:
     keeper = trainer._keeper
-    trainer.mode, trainer.log_bar, trainer._saving, trainer.save_path = "train", False, None, folder
+    trainer._decide(mode="train", log_bar=False, save_path=folder)
+    trainer._saving = None
     keeper.every, keeper.required, keeper._keep = _NEVER, True, (None, 1)
     trainer._run_log.folder, trainer._run_log.afterwards = folder, Afterwards(draws=False)
     keeper._best_weights = None  # they are in no checkpoint of this folder
@@ -309,7 +310,7 @@ def _start_elsewhere(trainer: Any, roots: dict[str, Root]) -> None:
     chance = int.from_bytes(os.urandom(4), "little")
     seed_host(chance)
     if not trainer.seed_was_given:
-        trainer.seed = chance
+        trainer._decide(seed=chance)
 
 
 @contextmanager

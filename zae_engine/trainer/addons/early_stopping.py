@@ -8,6 +8,7 @@ from ...checkpoint.best import is_better, is_finite
 from ..checks import check_number
 from ..compose import AddOnBase
 from ..monitor import Monitor
+from ..settings import number, setting
 
 
 class EarlyStoppingAddon(AddOnBase):
@@ -29,6 +30,9 @@ class EarlyStoppingAddon(AddOnBase):
     """
 
     _monitor: Monitor  # the trainer's
+
+    patience: int = setting(number("patience", 1, whole=True))
+    min_delta: float = setting(number("min_delta", 0))
 
     def __init__(self, *args: Any, patience: int = 5, min_delta: float = 0.0, **kwargs: Any) -> None:
         check_number("patience", patience, 1, whole=True)

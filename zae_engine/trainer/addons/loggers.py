@@ -13,6 +13,7 @@ from ...logs.logger import Logger
 from ...logs.registry import LOGGERS, logger_class, require
 from ..fingerprint import plain_settings
 from ..run_folder import RunFolderAddon
+from ..settings import fixed
 
 
 class LoggerAddon(RunFolderAddon):
@@ -72,6 +73,13 @@ class LoggerAddon(RunFolderAddon):
     def web_logger(self) -> Any:
         """The client of the last of the loggers, as 0.7.6 had it."""
         return next(reversed(self.loggers.values()), None)
+
+    @web_logger.setter
+    def web_logger(self, settings: Any) -> None:
+        raise AttributeError(
+            f"web_logger={settings!r} cannot be assigned, since the loggers are opened by what was given when the"
+            f" trainer was made; write {type(self).__name__}(..., web_logger={settings!r})"
+        )
 
     def close_loggers(self) -> None:
         """Close all loggers' runs now, as done; otherwise that happens when the program ends."""
@@ -159,8 +167,10 @@ class TrackerAddon(LoggerAddon):
     """
 
     logger = "tracker"
+    log_with: Any = fixed()
 
     def __init__(self, *args: Any, log_with: Any, web_logger: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         given = dict(web_logger or {})
         given["tracker"] = {**(given.get("tracker") or {}), "log_with": log_with}
         super().__init__(*args, web_logger=given, **kwargs)
+        self.log_with = log_with

@@ -14,6 +14,7 @@ from ...launch.start import interactive
 from ..checks import check_choice
 from ..compose import AddOnBase
 from ..device import default_device, find_device
+from ..settings import fixed
 
 _NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
@@ -33,11 +34,14 @@ class PrecisionMixerAddon(AddOnBase):
     >>> trainer = Mixed(model, device="cuda", optimizer=optimizer, precision=["bf16", "fp16"])
     """
 
+    precision: str | Sequence[str] = fixed()
+
     def __init__(
         self, model: Any, device: Any = None, *args: Any, precision: str | Sequence[str] = "auto", **kwargs: Any
     ) -> None:
         kwargs["mixed_precision"] = kwargs.get("mixed_precision") or choose(precision, device)
         super().__init__(model, device, *args, **kwargs)
+        self.precision = precision
 
 
 def choose(precision: str | Sequence[str], device: Any) -> str:

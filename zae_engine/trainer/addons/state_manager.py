@@ -21,6 +21,7 @@ from ..progress import make_bar
 from ..run_folder import RunFolderAddon
 from ..same_data import look, others
 from ..schedule import Budget, Duration, Interval
+from ..settings import fixed
 from ..signals import Interrupted, signals_noted
 from ..verify_resume import ResumeVerification, verify_resume
 
@@ -68,6 +69,13 @@ class StateManagerAddon(RunFolderAddon):
     >>> trainer.run(n_epoch=50, loader=loader, valid_loader=valid_loader, resume="auto")
     """
 
+    save_format: str = fixed()
+    save_every: Any = fixed()
+    keep_last: int | None = fixed()
+    keep_best: int = fixed()
+    save_async: bool = fixed()
+    save_required: bool = fixed()
+
     # The trainer's.
     _resumable = True
     _finish_call: Callable[[], None]
@@ -109,6 +117,9 @@ class StateManagerAddon(RunFolderAddon):
         if kwargs.get("seeded_samples") is None:
             kwargs["seeded_samples"] = True
         super().__init__(*args, save_path=save_path, **kwargs)
+        self.save_format, self.save_every = save_format, save_every
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.save_async, self.save_required = save_async, save_required
         how = (every, (keep_last, keep_best), save_async, save_required)
         self._keeper = Keeper(self._run_log, _FORMATS[save_format], *how)
         self._run_log.best = self._run_log.folder / f"model{_FORMATS[save_format]}"

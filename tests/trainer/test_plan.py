@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -277,3 +278,10 @@ def test_a_loader_class_of_ones_own_stays_what_it_is():
     loader = Doubling(range(6), batch_size=2, shuffle=True)
     assert sorted(flat(loader)) == [0, 2, 4, 6, 8, 10]
     assert sorted(flat(in_dataset_order(loader))) == [0, 2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_distributed_sampler_s_length_is_that_of_its_whole_order(drop_last):
+    sampler = DistributedSampler(range(203), num_replicas=2, rank=0)
+    assert BatchPlan(DataLoader(range(203), 32, sampler=sampler, drop_last=drop_last)).batches == 7 - drop_last
+    assert BatchPlan(DataLoader(range(203), batch_size=None, sampler=sampler)).batches == 203

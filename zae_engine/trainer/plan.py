@@ -18,7 +18,7 @@ from .layout import Layout, Share, Start, ids_hash, nothing
 from .patience import Waits
 from .per_sample import collates_as_usual, per_sample, sizes_of
 from .processes import Processes
-from .sampling import agree_on_generators, is_known, shared_copy, with_stream_seeds
+from .sampling import agree_on_generators, is_known, length_of, shared_copy, with_stream_seeds
 from .seeded import SeededStream, draws_nothing
 from .seeding import OwnStreams, base_seed, draw_seed
 from .window import Counting, Micro, Window
@@ -217,7 +217,7 @@ class BatchPlan:
         if self._exceeded:
             return None
         try:
-            length = len(self.loader)  # type: ignore[arg-type]  # a loader without length raises
+            length = length_of(self.loader)
         except (TypeError, NotImplementedError):
             return None
         return -(-length // self.layout.loader_batches)

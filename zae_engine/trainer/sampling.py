@@ -60,6 +60,22 @@ def undistributed(sampler: Any) -> Any:
     return whole
 
 
+def length_of(loader: Any) -> int:
+    """The loader's batches an epoch; a DistributedSampler, whose own length is one process's, is taken for its order.
+
+    Raises
+    ------
+    TypeError, NotImplementedError
+        When the loader does not know.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = batches.sampler if type(batches) is BatchSampler else getattr(loader, "sampler", None)
+    whole = undistributed(sampler)
+    if whole is sampler or (batches is not None and type(batches) is not BatchSampler):
+        return len(loader)
+    return len(whole) if batches is None else len(BatchSampler(whole, batches.batch_size, batches.drop_last))
+
+
 def check_shared(loader: Any, processes: Processes) -> None:
     """Say what is wrong with a loader, or taken otherwise than it was meant, when it is shared out over processes."""
     batches = getattr(loader, "batch_sampler", None)
@@ -172,7 +188,7 @@ class Shares(Sampler[list[Any]]):
         return self._queue
 
     def __len__(self) -> int:
-        whole = len(self._order)
+        whole = length_of(self._order)
         return max(-(-whole // self._layout.loader_batches) - self._start.batch, 0)
 
     def __iter__(self) -> Iterator[list[Any]]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 SMALL = 1 << 24  # bytes of a note, which is read in one piece
-LONGEST = 1 << 28  # of one line of a long file
+LARGE = 1 << 28  # of a document, which may hold many numbers
+LONGEST = 1 << 26  # of one line of a file that may be of any length
 DEEPEST = 100  # lists and mappings within each other
 _PLAIN = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these, and asks before it makes links
@@ -291,7 +292,7 @@ def may_be_deep(text: bytes) -> bool:
 
 
 def lines_of(path: str | os.PathLike[str], begin: int = 0) -> Iterator[bytes]:
-    """The lines of a plain file, without their ends; one that is longer than `LONGEST` is passed over as empty.
+    """The lines of a plain file, without their ends, up to one that is longer than `LONGEST`, which nobody has written.
 
     Raises
     ------
@@ -301,10 +302,9 @@ def lines_of(path: str | os.PathLike[str], begin: int = 0) -> Iterator[bytes]:
     with open_plain(path) as file:
         file.seek(begin)
         while text := file.readline(LONGEST):
-            long = len(text) == LONGEST and not text.endswith(b"\n")
-            while long and (more := file.readline(LONGEST)) and not more.endswith(b"\n"):
-                pass
-            yield b"" if long else text.removesuffix(b"\n")
+            if len(text) == LONGEST and not text.endswith(b"\n"):
+                return
+            yield text.removesuffix(b"\n")
 
 
 def _open(path: str | os.PathLike[str], flags: int, follow: bool) -> int:

@@ -4,7 +4,8 @@ import pytest
 
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.logs.history_file import one_each
-from zae_engine.trainer.step_lines import StepLines
+from zae_engine.trainer.history import Series
+from zae_engine.trainer.step_lines import StepLines, _columns
 
 
 class Lined(PlainTrainer):
@@ -87,3 +88,10 @@ def test_a_long_epoch_has_several_lines_of_steps():
     trainer.run(1, loader(1500, batch_size=1))
     columns = [line for line in trainer.taken if line["kind"] == "steps"]
     assert [(line["first"], len(line["values"]["loss"])) for line in columns] == [(1, 1000), (1001, 500)]
+
+
+def test_a_line_has_no_more_numbers_than_a_reader_can_hold():
+    series = {f"k{i}": Series(range(1500), [1.0] * 1500, [1.0] * 1500) for i in range(2000)}
+    lines = _columns(series, 1, 1, 1500, 1)
+    assert [line["first"] for line in lines] == [1, 501, 1001]
+    assert all(len(column) == 500 for line in lines for column in line["values"].values())

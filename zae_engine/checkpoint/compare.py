@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import LONGEST, read_bytes
+from ..files import LARGE, read_bytes
 from .documents import SUFFIXES, read_document, read_tensors
 from .errors import CheckpointError
 from .folder import Checkpoint, locate, problems_of
@@ -173,7 +173,7 @@ def _read(checkpoint: Checkpoint, name: str) -> Any:
     if path.suffix != ".json":
         return {"file": f"{checkpoint.files[name]['size']} bytes, SHA-256 {checkpoint.files[name]['sha256']}"}
     try:
-        value = json.loads(read_bytes(path, LONGEST, follow=True))
+        value = json.loads(read_bytes(path, LARGE, follow=True))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} is no JSON: {error}") from error
     if isinstance(value, dict) and value.keys() >= {"state", "tensors"}:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import LONGEST, read_bytes, replacing
+from ..files import LARGE, read_bytes, replacing
 from .codec import pack, unpack
 from .errors import CheckpointError
 from .tensors import SAFETENSORS, independent, load_safetensors, save_safetensors
@@ -129,7 +129,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no file {str(path)!r}")
     try:
-        document = json.loads(read_bytes(path, LONGEST, follow=True).decode("utf-8"))
+        document = json.loads(read_bytes(path, LARGE, follow=True).decode("utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise _damaged(path, error) from error
     if not isinstance(document, dict) or not {"format", "state"} <= document.keys():

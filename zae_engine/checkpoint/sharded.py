@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..files import LONGEST, read_bytes
+from ..files import LARGE, read_bytes
 from .codec import pack, unpack
 from .disk import write_json
 from .errors import CheckpointError
@@ -218,7 +218,7 @@ def _extra(values: dict[str, Any], pieces: Pieces) -> dict[str, Any]:
 def _read_values(path: Path) -> dict[str, Any]:
     """Read what is no tensor, and say what is wrong with it."""
     try:
-        values = json.loads(read_bytes(path, LONGEST, follow=True))
+        values = json.loads(read_bytes(path, LARGE, follow=True))
     except FileNotFoundError:
         raise CheckpointError(f"no file {str(path)!r}; is it a checkpoint of a sharded training (FSDP2)?") from None
     except (OSError, ValueError, RecursionError) as error:

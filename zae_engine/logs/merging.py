@@ -237,14 +237,12 @@ class Tail:
 def _texts(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
     """The whole lines of a stretch of a file; the last one may be being written."""
     file.seek(begin)
-    while begin < end and ((text := file.readline(LONGEST)).endswith(b"\n") or len(text) == LONGEST):
+    while begin < end and (text := file.readline(LONGEST)).endswith(b"\n"):
         begin += len(text)
         yield text
 
 
 def _line(text: bytes) -> Line | None:
-    if len(text) == LONGEST:
-        return None
     return {"kind": "steps"} if text.startswith(_STEPS) and text.endswith(b"}}\n") else parsed(text)
 
 

@@ -12,7 +12,7 @@ from .history import Series
 from .spent import Spent
 from .trained import rates_of
 
-_MOST = 1000  # steps a line
+_MOST, _NUMBERS = 1000, 1_000_000  # steps a line, and numbers: some 20 MB, which a reader holds at once
 
 
 class StepLines:
@@ -110,8 +110,9 @@ def _columns(fresh: dict[str, Series], begin: int, first: int, end: int, epoch: 
     """Steps `begin` to `end`, a column a value; place 0 of a series is step `first`."""
     columns = {key: _column(series, begin - first, end - begin + 1) for key, series in fresh.items()}
     lines = list[Line]()
-    for start in range(0, end - begin + 1, _MOST):
-        part = {key: column[start : start + _MOST] for key, column in columns.items()}
+    most = max(1, min(_MOST, _NUMBERS // max(len(columns), 1)))
+    for start in range(0, end - begin + 1, most):
+        part = {key: column[start : start + most] for key, column in columns.items()}
         lines.append({"kind": "steps", "epoch": epoch, "first": begin + start, "values": part})
     return lines
 

@@ -3,7 +3,8 @@
 from ..checkpoint import CheckpointError, WeightsError
 from ..logs.history_file import read_history
 from .compose import AddOnBase
-from .history import EpochLog, History
+from .epoch_log import EpochLog
+from .history import History
 from .progress import ProgressChecker
 from .signals import Interrupted
 from .trainer import T, Trainer

@@ -142,13 +142,13 @@ def to_cpu(value: Any) -> Any:
 
 
 def snapshot(value: Any) -> Any:
-    """Return a tensor as it is now, without its graph, since a logged graph is a leak; anything else as it is.
+    """Return a tensor as it is now, without its graph, since a logged graph is a leak; so it is with those in a nest.
 
     A scalar that no operation has just made may be a parameter or a view of one, which the next step changes: it is
     copied.
     """
     if not isinstance(value, Tensor):
-        return value
+        return map_nest(snapshot, value) if isinstance(value, (dict, list, tuple)) else value
     fresh = value.ndim or (value.grad_fn is not None and not value._is_view())
     return value.detach() if fresh else value.detach().clone()
 

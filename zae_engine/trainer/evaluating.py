@@ -15,9 +15,9 @@ from . import checks
 from .agreement import Agreement
 from .batch import map_nest, place, snapshot, to_cpu
 from .blame import warn
+from .epoch_log import Sums, pooled, with_metrics
 from .evaluation import evaluation
 from .gathering import joined
-from .history import Sums, pooled, with_metrics
 from .layout import Start
 from .placing import Placing
 from .plan import BatchPlan

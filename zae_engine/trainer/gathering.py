@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .batch import join
-from .history import EpochLog, Series
+from .epoch_log import EpochLog, Series
 from .processes import Processes
 
 

@@ -10,25 +10,34 @@ import torch
 
 from .batch import map_nest, to_cpu
 from .processes import Processes
+from .routes import Route
 
 _NEEDED = ("update", "compute", "reset")
 
 
-def check_metrics(metrics: Any) -> dict[str, Any]:
-    """Return the metrics by name; refuse what is none."""
+def check_metrics(metrics: Any) -> tuple[dict[str, Any], dict[str, Route]]:
+    """Return the metrics by name, and by name what they take; refuse what is none."""
     if metrics is None:
-        return {}
+        return {}, {}
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics={metrics!r} is no dict; name each metric: metrics={{'acc': MulticlassAccuracy(10)}}")
-    for name, metric in metrics.items():
+    objects, routes = dict[str, Any](), dict[str, Route]()
+    for name, given in metrics.items():
+        metric, *names = given if isinstance(given, (tuple, list)) and given else (given,)
         lacking = [method for method in _NEEDED if not callable(getattr(metric, method, None))]
         if lacking or isinstance(metric, type) or not isinstance(name, str):
             hint = "; create it first" if isinstance(metric, type) else f"; it has no {lacking[0]}()" if lacking else ""
             raise TypeError(
-                f"metrics[{name!r}]={metric!r} is no metric{hint}. Give objects with update(output, target), compute()"
-                " and reset() under a name, such as torchmetrics' (pip install 'zae-engine[metrics]')"
+                f"metrics[{name!r}]={_short(given)} is no metric{hint}. Give objects with update(output, target),"
+                " compute() and reset() under a name, such as torchmetrics' (pip install 'zae-engine[metrics]')"
             )
-    return dict(metrics)
+        objects[name], routes[name] = metric, Route(name, names)
+    return objects, routes
+
+
+def _short(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 class Measures:
@@ -37,11 +46,16 @@ class Measures:
     Parameters
     ----------
     metrics : dict of str to metric
+    routes : dict of str to Route
+        What each takes.
     device : torch.device
     processes : Processes
     """
 
-    def __init__(self, metrics: dict[str, Any], device: torch.device, processes: Processes) -> None:
+    def __init__(
+        self, metrics: dict[str, Any], routes: dict[str, Route], device: torch.device, processes: Processes
+    ) -> None:
+        self._routes = routes
         self._metrics = {name: _on(copy.deepcopy(metric), device) for name, metric in metrics.items()}
         self._processes, self._updated, self._device = processes, False, device
         self._next: Measures | None = None
@@ -55,7 +69,7 @@ class Measures:
     def reset(self) -> None:
         """Begin an epoch."""
         if self._next is not None:
-            self._metrics, self._next = self._next._metrics, None
+            self._metrics, self._routes, self._next = self._next._metrics, self._next._routes, None
         self._updated = False
         for metric in self._metrics.values():
             metric.reset()
@@ -79,15 +93,10 @@ class Measures:
                     _put_states(member, seen, self._device)
 
     def update(self, values: dict[str, Any], step: str) -> None:
-        """Take the ``"output"`` and ``"target"`` of what a step returned."""
-        if not self._metrics:
-            return
-        if "output" not in values or "target" not in values:
-            had = ", ".join(map(repr, values))
-            raise KeyError(f"metrics= needs 'output' and 'target' in what {step} returns; it returned {had}")
-        self._updated = True
-        for metric in self._metrics.values():
-            metric.update(values["output"], values["target"])
+        """Take what each needs of what a step returned."""
+        for name, metric in self._metrics.items():
+            self._routes[name].feed(metric, values, step)
+            self._updated = True
 
     def compute(self) -> dict[str, Any]:
         """The epoch's value of each; a collection's under ``name_key``."""

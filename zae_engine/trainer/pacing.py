@@ -7,12 +7,14 @@ from typing import Any
 
 from .banner import epoch_line
 from .blame import warn
-from .history import pooled
+from .epoch_log import pooled
 from .progress import SilentBar
 from .resuming import CalledAway, Resuming
 from .schedule import step_scheduler
 from .seeding import loader_states, put_loader_states
 from .trained import Trained
+
+_MUCH = 256 * 2**20  # bytes that are not kept for nobody without a word
 
 
 class Pacing(Resuming):
@@ -42,6 +44,7 @@ class Pacing(Resuming):
             if tested:
                 row = self._take_stock(self.progress_checker.get_epoch(), tested)
                 bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
+                self.log_test.drop()
             self._open.paused = True  # whoever leaves now, has tested
             self._settle(step, within=True)
         self._stop_reason = self._stop_reason or self._budget.spent(step)
@@ -89,6 +92,19 @@ class Pacing(Resuming):
             del log.losses[losses:]
             self._leave(str(call))
 
+    def _clear_up(self, tested: bool) -> None:
+        """Keep nothing of a validation but its numbers; say what was kept of the training for nobody."""
+        if tested:
+            self.log_test.drop()
+        if not self._looks_at_logs() and (size := self.log_train.size_of_others()) > _MUCH:
+            names = ", ".join(map(repr, self.log_train.others()))
+            self._warn_once(
+                "kept",
+                f"what train_step returns as {names} was kept until the epoch's end, {size / 2**20:,.0f} MiB, and no"
+                " metric_on_epoch_end of this trainer reads it; leave it out there, and let test_step return what"
+                " inference() needs",
+            )
+
     def _end_epoch(self, epoch: int, **kwargs: Any) -> str:
         """Validate, record, step the scheduler and count, after one epoch of `run`; return a line about it."""
         if self._batches == 0:
@@ -106,6 +122,7 @@ class Pacing(Resuming):
         tested = due and self._tested_step != step and self._tested_now(**kwargs)
         row = self._take_stock(epoch + 1 if training else self.progress_checker.get_epoch() - 1, tested or not training)
         if training:
+            self._clear_up(tested)
             if self.scheduler is not None and not self.scheduler_step_on_batch:
                 step_scheduler(self.scheduler, self._tested_loss if self._valid_sets else row.get("train_loss"))
                 self._tested_loss = None

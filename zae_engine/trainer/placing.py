@@ -62,7 +62,9 @@ class Placing(Records):
         check_divides(self.shards, self._processes.count)
         here = (self._processes.count, self._processes.index)
         self._layout = Layout(*here, self.gradient_accumulation_steps, self.shards, self.split_batches)
-        self._measures = {mode: Measures(self.metrics, self.device, self._processes) for mode in checks.MODES}
+        self._measures = {
+            mode: Measures(self.metrics, self._routes, self.device, self._processes) for mode in checks.MODES
+        }
         self._modes = Modes()
         self._start_logs()
         self._prepared_for: tuple[nn.Module | None, Optimizer | None] = (None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -20,11 +20,13 @@ from ..redaction import redact
 from . import checks
 from .batch import as_float, is_scalar
 from .blame import warn
-from .history import EpochLog, History, Row
+from .epoch_log import EpochLog
+from .history import History, Row
 from .monitor import Monitor
-from .own_values import OwnValues
+from .own_values import OwnValues, TakesValues
 from .processes import Processes, is_sharded
 from .progress import ProgressChecker, make_bar
+from .routes import Route
 from .settings import Settings
 from .spent import Spent
 from .trained import rates_in_words, rates_of
@@ -32,7 +34,7 @@ from .trained import rates_in_words, rates_of
 Path = str | PathLike[str]
 
 
-class Records(Settings):
+class Records(TakesValues, Settings):
     """The part of the trainer that remembers; `Trainer` adds the part that trains."""
 
     log_train: EpochLog
@@ -45,9 +47,8 @@ class Records(Settings):
     weight_buffer: dict[str, list[Any]]
     _valid_sets: dict[str, Any]
     log_bar: bool
-    _open: Any  # the running epoch
+    _routes: dict[str, Route]
     _lines_wanted = False  # whether somebody writes down each step's values
-    _batch_of = ""  # while a batch is worked at: the mode
     _processes: Processes
 
     def _start_records(self, monitor: Monitor, on_nan: str) -> None:
@@ -120,7 +121,9 @@ class Records(Settings):
         self._rows_before = len(self.history)
         self._spent_before = self._spent.now(), self._spent.samples
         self._warned: set[str] = set()
+        fed = set().union(*(route.keys for route in self._routes.values()))
         for log in (self.log_train, self.log_test):
+            log.leave_out(() if self._looks_at_logs() else fed)
             log.listen(None)
             log.drain()  # what a run that broke off has left
             log.listen(self._not_finite)
@@ -135,42 +138,6 @@ class Records(Settings):
     def _looks_at_logs(self) -> bool:
         """Whether `metric_on_epoch_end` was written by the user, who may read any value of the epoch there."""
         return type(self).metric_on_epoch_end is not Records.metric_on_epoch_end
-
-    def log(self, values: Mapping[str, Any] | str, value: Any = None, **options: Any) -> None:
-        """Give values of your own to every logger, from any method, and between two calls of `run`.
-
-        They belong to the optimizer step that is being made, or else to the last one that is done, and go the way of
-        the trainer's own values, so that they are there once after a crash, too. Without an add-on that has a folder or
-        a logger nothing happens; of several processes, the first one's are kept. Nothing that is wrong with a value
-        ends the training: it is left out, and this is said once.
-
-        Parameters
-        ----------
-        values : mapping
-            Numbers, texts, and pictures: arrays, images of PIL, figures of matplotlib, paths. Or the name of one
-            `value`, as in Lightning, whose further options do nothing.
-
-        Notes
-        -----
-        Of several values of one name at one step the last one holds. Within `train_step` and `test_step`, which see a
-        part of a batch or of a validation at a time, they are averaged; what the steps return is weighted, shown and
-        of all processes.
-
-        Examples
-        --------
-        >>> trainer.log({"mine": 1.0, "weights": model[0].weight, "note": "warmed up"})
-        """
-        given = self._own.named(values, value, options)
-        if self._processes.first:
-            step = self.progress_checker.get_step() - (self._batch_of != "train")
-            epoch = self.progress_checker.get_epoch() - (self._open is None)
-            shared = type(self).test_step is type(self).train_step  # type: ignore[attr-defined]  # the user's
-            self._own.take(given, step, epoch, self._batch_of, shared)
-            if not self._batch_of:
-                self._own_came()
-
-    def _own_came(self) -> None:
-        """An add-on that writes values down may do so at once."""
 
     def log_reset(self, epoch_end: bool = False) -> None:
         """Forget the running epoch's values; with `epoch_end`, the metrics, too."""

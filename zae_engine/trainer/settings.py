@@ -153,13 +153,16 @@ def _watch(trainer: Any, on_nan: str) -> None:
 
 
 def _metrics(trainer: Any, metrics: Any) -> dict[str, Any]:
-    return check_metrics(metrics)
+    found, routes = check_metrics(metrics)
+    known = {name for name, metric in found.items() if metrics[name] is trainer.metrics.get(name)}
+    trainer._routes = {name: trainer._routes[name] if name in known else route for name, route in routes.items()}
+    return found
 
 
 def _measure(trainer: Any, metrics: dict[str, Any]) -> None:
     trainer._watch_for(lambda monitor: monitor.measure(metrics))
     for mode in checks.MODES:
-        trainer._measures[mode].exchange(Measures(metrics, trainer.device, trainer._processes))
+        trainer._measures[mode].exchange(Measures(metrics, trainer._routes, trainer.device, trainer._processes))
 
 
 class Settings(Seams):

@@ -7,8 +7,8 @@ from bisect import bisect_right
 from typing import Any
 
 from ..logs.history_file import Line
+from .epoch_log import Series
 from .gathering import mean_series
-from .history import Series
 from .spent import Spent
 from .trained import rates_of
 

@@ -75,7 +75,8 @@ class Trainer(Pacing):
     on_nan : {'warn', 'stop'}
         What happens when a value that the step returned is not finite; 'stop' ends the run when it is the loss.
     metrics : dict of str to metric, optional
-        Objects such as torchmetrics', updated with the ``"output"`` and ``"target"`` that the steps return.
+        Objects such as torchmetrics', updated with the ``"output"`` and ``"target"`` that the steps return, or with
+        what is named: ``{"acc": (metric, "logits", "labels")}``, ``"output.boxes"`` for what is in a dict.
     split_batches : bool
         The loader's batch is the batch of one optimizer step, shared out over the processes. False: it is the batch of
         one process, as Accelerate means it.
@@ -157,7 +158,8 @@ class Trainer(Pacing):
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
         self.seeded_samples = self.seed_was_given if seeded_samples is None else seeded_samples
-        self.metrics, self.sync_batchnorm = check_metrics(metrics), sync_batchnorm
+        self.metrics, self._routes = check_metrics(metrics)
+        self.sync_batchnorm = sync_batchnorm
         self.max_wait = check_wait(max_wait)
         self.shards = check_shards(shards, gradient_accumulation_steps, split_batches)
         self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch

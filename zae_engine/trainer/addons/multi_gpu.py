@@ -21,7 +21,7 @@ from ...launch.start import interactive, restart
 from ...launch.workers import check_fork, run_workers
 from ..compose import AddOnBase
 from ..device import resolve_precision
-from ..history import EpochLog
+from ..epoch_log import EpochLog
 from ..plan import named
 from ..seeding import generators_of
 from ..trained import Trained, put_trained

@@ -22,7 +22,7 @@ from typing import Any
 
 SMALL = 1 << 24  # bytes of a note, which is read in one piece
 LARGE = 1 << 28  # of a document, which may hold many numbers
-LONGEST = 1 << 26  # of one line of a file that may be of any length
+LONGEST = 1 << 25  # of one line of a file that may be of any length
 DEEPEST = 100  # lists and mappings within each other
 _PLAIN = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these, and asks before it makes links

@@ -12,7 +12,7 @@ from .gathering import mean_series
 from .spent import Spent
 from .trained import rates_of
 
-_MOST, _NUMBERS = 1000, 1_000_000  # steps a line, and numbers: some 20 MB, which a reader holds at once
+_MOST, _NUMBERS = 1000, 500_000  # steps a line, and numbers: some 10 MB, which a reader holds at once
 
 
 class StepLines:

@@ -48,6 +48,20 @@ def test_tensors_of_every_dtype_come_back(tmp_path, dtype, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_tensors_come_back_with_as_many_sparse_dimensions(tmp_path, suffix):
+    rows = torch.sparse_coo_tensor([[0, 2]], [[1.0, 2.0], [3.0, 4.0]], (4, 2), check_invariants=True)
+    blocks = torch.eye(4).to_sparse_bsr((2, 2))
+    deep = torch.arange(12.0).view(2, 3, 2).to_sparse(layout=torch.sparse_csr, dense_dim=1)
+    write_tensors(tmp_path / f"x{suffix}", {"rows": rows, "blocks": blocks, "deep": deep})
+    again = read_tensors(tmp_path / f"x{suffix}")
+    for name, tensor in (("rows", rows), ("blocks", blocks), ("deep", deep)):
+        assert (again[name].layout, again[name].dense_dim()) == (tensor.layout, tensor.dense_dim())
+        assert torch.equal(again[name].to_dense(), tensor.to_dense())
+    assert (again["rows"] + rows).to_dense()[2].tolist() == [6.0, 8.0]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_tensors_of_any_strides_are_written_each_for_itself(tmp_path, suffix):
     whole = torch.arange(12.0).view(3, 4)
     views = {"t": whole.t(), "row": whole[1], "same": whole, "step": whole[:, ::2], "wide": whole[0, :1].expand(2, 3)}

@@ -81,8 +81,8 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     for name, (dtype, shape) in json.loads(head.get(_ODD, "{}")).items():
         # A copy: bytes may lie anywhere in the file, and complex numbers where the processor can take them at once.
         tensors[name] = tensors[name].clone().view(_RAW[dtype]).reshape(shape)
-    for name, (layout, block) in json.loads(head.get(_SPARSE, "{}")).items():
-        tensors[name] = tensors[name].to_sparse(layout=_LAYOUTS[layout], blocksize=block and tuple(block))
+    for name, (layout, block, apart) in json.loads(head.get(_SPARSE, "{}")).items():
+        tensors[name] = _sparse(tensors[name], layout, block, apart)
     return tensors
 
 
@@ -90,15 +90,22 @@ def as_laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor in the layout of another one: sparse or dense."""
     if tensor.layout == like.layout:
         return tensor
-    layout, block = _layout(like)
     dense = tensor.to_dense()
-    return dense if layout == "strided" else dense.to_sparse(layout=like.layout, blocksize=block and tuple(block))
+    return dense if like.layout == torch.strided else _sparse(dense, *_layout(like))
 
 
-def _layout(tensor: Tensor) -> tuple[str, list[int] | None]:
-    """A layout's name, and the size of its blocks."""
+def _layout(tensor: Tensor) -> tuple[str, list[int] | None, int]:
+    """A sparse layout's name, the size of its blocks, and how many of the last dimensions are dense in it."""
     blocks = tensor.layout in (torch.sparse_bsr, torch.sparse_bsc)
-    return str(tensor.layout).removeprefix("torch."), list(tensor.values().shape[1:3]) if blocks else None
+    block = list(tensor.values().shape[1:3]) if blocks else None
+    return str(tensor.layout).removeprefix("torch."), block, tensor.dense_dim()
+
+
+def _sparse(dense: Tensor, layout: str, block: list[int] | None, apart: int) -> Tensor:
+    """A dense tensor in a layout as `_layout` tells it; an embedding's gradients have whole rows, say."""
+    if layout == "sparse_coo":
+        return dense.to_sparse(dense.ndim - apart)
+    return dense.to_sparse(layout=_LAYOUTS[layout], blocksize=block and tuple(block), dense_dim=apart)
 
 
 def _check(name: str, tensor: Tensor, dense: bool) -> None:

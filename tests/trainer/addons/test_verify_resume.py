@@ -429,7 +429,7 @@ def test_what_cannot_be_saved_is_said():
     model = nn.Sequential(nn.EmbeddingBag(5, 3, sparse=True))
     found = verified(Bags, model=model)
     assert not found
-    assert "momentum_buffer" in found.cause
+    assert "momentum_buffer of 0.weight" in found.differs  # its sums are put together when it is saved, and so rounded
     model = mlp()
     found = verified(model=model, optimizer=(optimizer := sgd(model)), scheduler=Bare(optimizer))
     assert not found

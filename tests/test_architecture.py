@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "best"},
     {"disk"},
     {"folder", "lock"},
-    {"history_file", "logger", "network", "wandb_file", "wandb_account", "streams"},
+    {"history_file", "logger", "network", "wandb_file", "wandb_commit", "wandb_account", "streams"},
     {"outcome", "panels"},
     {"reading", "registry", "cursor"},
     {"origins"},

@@ -405,6 +405,28 @@ def test_a_script_may_log_to_the_run_by_itself(tmp_path):
     assert [row["train/loss"] for row in rows(tmp_path) if "step" in row] == [1, 1 / 2, 1 / 3, 1 / 4]
 
 
+def test_what_a_script_does_not_commit_comes_with_the_record_of_its_step(tmp_path):
+    class Telling(MLPTrainer):
+        def metric_on_epoch_end(self):
+            if self.mode == "test":
+                epoch = float(self.progress_checker.get_epoch())
+                picture = wandb.Image(np.full((2, 3), 100, np.uint8))
+                self.loggers["wandb"].log({"mine": epoch, "picture": picture}, commit=False)
+                wandb.log({"by the module": epoch}, commit=False)
+                if epoch == 2:
+                    wandb.log({"table": wandb.Table(columns=["a"], data=[[1]])}, commit=False)
+            return {}
+
+    trainer = make(Telling.add_on(WandBLoggerAddon), save_path=tmp_path)
+    trainer.run(4, loader(), loader(11))
+    close(trainer._run_log.afterwards.feeds.values(), "done")
+    found = [row for path in pieces(tmp_path) for _, row in read_steps(path)]
+    for name in ("mine", "by the module"):
+        assert [(row["step"], row[name]) for row in found if name in row] == [(6, 1), (12, 2), (18, 3), (24, 4)]
+    assert [row["step"] for row in found if "picture/width" in row] == [6, 12, 18, 24]
+    assert sum("table/_type" in row for row in found) == 1
+
+
 def test_texts_and_pictures_are_in_their_row_and_late_parts_in_rows_of_their_own(tmp_path):
     logger = begin(tmp_path)
     picture = tmp_path / "weights.png"

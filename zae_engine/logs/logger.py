@@ -83,6 +83,8 @@ class Logger:
         The user's, out of ``web_logger={"wandb": {...}}``; what is not the logger's own goes to its client.
     open_client : callable, optional
         Opens the client from its final settings, in place of the logger's own way.
+    gives : callable, optional
+        Takes values of the script's own to the run's history; they come back in records.
 
     Attributes
     ----------
@@ -121,10 +123,13 @@ class Logger:
     places: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, settings: Mapping[str, Any] | None = None, open_client: Callable[[dict[str, Any]], Any] | None = None
+        self,
+        settings: Mapping[str, Any] | None = None,
+        open_client: Callable[[dict[str, Any]], Any] | None = None,
+        gives: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.settings = dict(settings or {})
-        self.open_client = open_client
+        self.open_client, self.gives = open_client, gives
         self.notices: list[str] = []
 
     def say(self, text: str) -> None:

@@ -18,6 +18,7 @@ from .network import no_wandb_reports, unreachable
 from .origins import is_name
 from .registry import check_settings
 from .wandb_account import has_key, refusal
+from .wandb_commit import join_rows
 from .wandb_file import pieces_of, read_steps, settle
 from .wandb_metadata import clean_command
 from .wandb_origins import LABELS, settings_in, wandb_admits
@@ -116,6 +117,8 @@ class WandBLogger(Logger):
         else:
             self.client = self._opened(wandb, self._parameters(wandb, info))
             _OURS.add(self.client.id)
+            if self.gives is not None:
+                join_rows(self.client, self.gives)
             self._look_back()
         self.client.define_metric("step", hidden=True)
         if self._borrowed or not isinstance(self.settings.get("config"), (Mapping, type(None))):

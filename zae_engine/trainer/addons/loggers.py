@@ -62,7 +62,7 @@ class LoggerAddon(RunFolderAddon):
         require(kind)
         # Weak, since the trainer holds the feed; and by name, so that an override of the user's is called.
         opens = partial(_call, weakref.ref(self), add_on.opens) if add_on.opens else None
-        return partial(kind, settings, opens)
+        return partial(kind, settings, opens, partial(_give, weakref.ref(self)))
 
     @property
     def loggers(self) -> dict[str, Any]:
@@ -102,6 +102,12 @@ def _call(trainer: weakref.ref[Any], method: str, params: dict[str, Any]) -> Any
     if owner is None:
         raise RuntimeError("the trainer is gone")
     return getattr(owner, method)(params)
+
+
+def _give(trainer: weakref.ref[Any], values: dict[str, Any]) -> None:
+    owner = trainer()
+    if owner is not None:
+        owner.log(values)
 
 
 def _checked(web_logger: Any, names: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

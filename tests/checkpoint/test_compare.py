@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.checkpoint.making import begin, make, summary
-from zae_engine.checkpoint.compare import compare, difference_of, read_parts
+from zae_engine.checkpoint.compare import compare, describe, difference_of, read_parts
 from zae_engine.checkpoint.documents import write_document, write_tensors
 from zae_engine.checkpoint.errors import CheckpointError
 
@@ -172,3 +172,7 @@ def test_what_cannot_be_compared(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"1")
     with pytest.raises(CheckpointError, match=r"a.pt' is"):
         compare(tmp_path / "a.pt", path)
+
+
+def test_an_integer_that_is_too_long_to_be_written():
+    assert describe(16**9999) == "an int that is too long to be shown"

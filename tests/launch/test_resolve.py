@@ -236,3 +236,9 @@ def test_precisions_are_those_of_the_weakest():
 def test_this_machine_computes_in_fp32():
     assert "no" in this_machine().precisions
     assert this_machine().cores >= 1
+
+
+def test_a_count_without_a_number_is_as_if_it_was_not_there(fit):
+    for machine in (EIGHT, BARE):
+        assert fit(FOUR | {"num_machines": None}, machine) == fit(FOUR, machine)
+        assert fit({"distributed_type": "NO", "num_processes": None, "num_machines": None}, machine)

@@ -154,7 +154,10 @@ def describe(value: Any) -> str:
     """A tensor's dtype and shape, or a plain value, shortened."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # of an integer of more digits than Python writes
+        return f"an {type(value).__name__} that is too long to be shown"
 
 
 def _weights(path: Path) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def resolve_document(
     errors = [f for f in found if f.key not in told or document.values.get(f.key) is not None]
     if errors:
         raise ConfigError(f"{name} has errors", errors)
-    resolved = Resolved(copy.deepcopy(document.values))
+    unsaid = [key for key in ("num_processes", "num_machines") if document.values.get(key) is None]  # "num_machines:"
+    resolved = Resolved({key: value for key, value in copy.deepcopy(document.values).items() if key not in unsaid})
     if resolved.config.pop("fp16", False) is True:  # as older versions of Accelerate wrote it
         resolved.config.setdefault("mixed_precision", "fp16")
     if document.values.get("compute_environment") == "AMAZON_SAGEMAKER":

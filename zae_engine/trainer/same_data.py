@@ -30,6 +30,7 @@ _BINS, _LARGE = 8, 64
 _CLOSE = 1e-4  # what another machine may round or decode otherwise, of the root mean square
 
 Marks = list[str | None]
+Look = tuple[Marks, bool]
 Facts = dict[str, Any]
 
 
@@ -76,7 +77,8 @@ def _others(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             )
     samples, looked = then.get("samples") or {}, now.get("samples") or {}
     both = [place for place in samples if place in looked]
-    differing = [place for place in both if not _alike(samples[place], looked[place])]
+    drawn = bool(then.get("drawn") or now.get("drawn"))
+    differing = [place for place in both if not _alike(samples[place], looked[place], drawn)]
     if differing:
         yield (
             f"other samples: {len(differing)} of the {len(both)} that were looked at, number {differing[0]} say, are"
@@ -84,10 +86,16 @@ def _others(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _alike(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
-    """Whether two samples have the same content, as far as it could be told in both."""
+def _alike(one: Sequence[str | None], other: Sequence[str | None], drawn: bool) -> bool:
+    """Whether two samples have the same content, as far as it could be told in both.
+
+    Parameters
+    ----------
+    drawn : bool
+        Whether the dataset draws from generators of its own, be it the number of a sample's parts.
+    """
     if len(one) != len(other):
-        return False
+        return drawn
     return all(a is None or b is None or a == b or _close(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -107,12 +115,13 @@ def _close(one: str, other: str) -> bool:
 
 def _facts(loader: Any, seed: int) -> Facts:
     dataset = getattr(loader, "dataset", loader)
-    facts: Facts = {"length": _length(dataset), "split": split_of(loader), "samples": {}}
+    facts: Facts = {"length": _length(dataset), "split": split_of(loader), "samples": {}, "drawn": False}
     if not isinstance(dataset, IterableDataset) and hasattr(dataset, "__getitem__") and facts["length"]:
         places = sorted({mix(seed, "place", i) % facts["length"] for i in range(_SAMPLES)})
         with suppress(Exception):  # ids may be names; what is wrong with a dataset shows when it is used
-            for place, marks in zip(places, _looked_at(loader, dataset, places, seed), strict=False):
+            for place, (marks, drawn) in zip(places, _looked_at(loader, dataset, places, seed), strict=False):
                 facts["samples"][str(place)] = marks
+                facts["drawn"] |= drawn
     _drop_unsteady(facts["samples"])
     return facts
 
@@ -124,31 +133,33 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def _looked_at(loader: Any, dataset: Any, places: list[int], seed: int) -> Iterator[Marks]:
-    """The marks of some samples, until it takes too long.
+def _looked_at(loader: Any, dataset: Any, places: list[int], seed: int) -> Iterator[Look]:
+    """What is seen of some samples, until it takes too long.
 
     Where the loader has workers, one of these does it: a file that a dataset opens when it is first asked must not be
     open in this process when others are started.
     """
     looking: Any = Looking(dataset, seed)
-    samples: Iterable[Marks] = map(looking.__getitem__, places)
+    samples: Iterable[Look] = map(looking.__getitem__, places)
     if getattr(loader, "num_workers", 0) and not draws_nothing(dataset):
         options = {name: getattr(loader, name) for name in ("multiprocessing_context", "worker_init_fn", "timeout")}
         samples = walk(DataLoader(looking, None, sampler=places, num_workers=1, collate_fn=as_it_is, **options))
     began = time.perf_counter()
-    for marks in samples:
-        yield marks
+    for seen in samples:
+        yield seen
         if time.perf_counter() - began > _SECONDS:
             return
 
 
-def as_it_is(marks: Marks) -> Marks:
-    """The collate function of marks."""
-    return marks
+def as_it_is(seen: Any) -> Any:
+    """The collate function of what is seen."""
+    return seen
 
 
-class Looking(Dataset[Marks]):
+class Looking(Dataset[Look]):
     """In place of a dataset: marks of its samples, each drawn twice with the same random streams.
+
+    Beside them stands whether it has drawn from generators of its own.
 
     What differs between the two is drawn from elsewhere, and has no mark. The generators that the dataset keeps for
     itself are put back; where one has moved, numbers that are measured have no mark.
@@ -167,17 +178,17 @@ class Looking(Dataset[Marks]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_generators": None}
 
-    def __getitem__(self, place: int) -> Marks:
+    def __getitem__(self, place: int) -> Look:
         if draws_nothing(self.dataset):
-            return _marks(self.dataset[place])
+            return _marks(self.dataset[place]), False
         self._generators = self._generators or Generators(self.dataset)
         with OwnStreams(), self._generators:
             one, other = self._drawn(place), self._drawn(place)
             moved = self._generators.moved()
         if len(one) != len(other):
-            return []
+            return [], moved
         steady = [a if a == b else None for a, b in zip(one, other, strict=True)]
-        return [None if moved and mark is not None and mark.startswith("about") else mark for mark in steady]
+        return [None if moved and mark is not None and mark.startswith("about") else mark for mark in steady], moved
 
     def _drawn(self, place: int) -> Marks:
         seed_host(mix(self._seed, "place", place))
@@ -200,7 +211,7 @@ def _agreed(everyone: list[Facts]) -> Facts:
         theirs = [other["samples"].get(place) for other in everyone]
         if all(other is not None and len(other) == len(marks) for other in theirs):
             samples[place] = [a if all(other[i] == a for other in theirs) else None for i, a in enumerate(marks)]
-    return {**first, "samples": samples}
+    return {**first, "samples": samples, "drawn": any(other["drawn"] for other in everyone)}
 
 
 # ---------------------------------------------------------------------- one sample

@@ -123,6 +123,7 @@ WRONG = {
     "gradient_clip": (-1, ValueError, "gradient_clip=-1 is not accepted"),
     "seed": (1.5, ValueError, "seed=1.5 is not accepted"),
     "mode": ("tset", ValueError, "mode='tset' is not known; .* did you mean 'test'"),
+    "show": (3, TypeError, "show=3 is not accepted"),
     "on_nan": ("halt", ValueError, "on_nan='halt' is not known"),
     "monitor_mode": ("mx", ValueError, "monitor_mode='mx' is not known"),
     "model": (mlp, TypeError, "is not a torch.nn.Module"),

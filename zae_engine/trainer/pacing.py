@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .banner import epoch_line
+from .banner import epoch_line, unknown_in
 from .blame import warn
 from .epoch_log import pooled
+from .history import Row
 from .progress import SilentBar
 from .resuming import CalledAway, Resuming
 from .schedule import step_scheduler
@@ -25,6 +26,7 @@ class Pacing(Resuming):
     _title: str
     _speed: float
     _samples: int
+    _seen: Row | None = None  # what the last line within an epoch has shown
 
     def _pause(self, bar: SilentBar, **kwargs: Any) -> bool:
         """Between two steps: validate and save if it is due; return whether the run ends here."""
@@ -43,7 +45,8 @@ class Pacing(Resuming):
                 tested = self._tested_now(**kwargs)
             if tested:
                 row = self._take_stock(self.progress_checker.get_epoch(), tested)
-                bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed))
+                bar.write(epoch_line(f"{bar.title}, step {step}", row, bar.speed, self.show))
+                self._seen = dict(row)
                 self.log_test.drop()
             self._open.paused = True  # whoever leaves now, has tested
             self._settle(step, within=True)
@@ -132,4 +135,8 @@ class Pacing(Resuming):
         self._settle(step)
         if training:
             self._at_rest()
-        return epoch_line(self._title if training else f"{self._title} test", row, speed)
+        if self.show and (unknown := unknown_in(self.show, row)):
+            self._warn_once("show", unknown)
+        # The values of a validation at the last step stand in the line before.
+        seen = self._seen if training and self._seen is not None and self._seen["step"] == step else None
+        return epoch_line(self._title if training else f"{self._title} test", row, speed, self.show, seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..checkpoint.snapshot import identity_of
 from ..checkpoint.weights import own_state
 from ..redaction import redact
 from . import checks
+from .banner import is_shown
 from .batch import as_float, is_scalar
 from .blame import warn
 from .epoch_log import EpochLog
@@ -157,7 +158,9 @@ class Records(TakesValues, Settings):
     def print_log(self, cur_batch: int, num_batch: Any) -> dict[str, str]:
         """What the bar shows: position, learning rate and the epoch's means so far."""
         log = self.log_train if self.mode == "train" else self.log_test
-        means = {key: f"{value:.6f}" for key, value in log.means().items()}
+        split = "train" if self.mode == "train" else "test"
+        shown = {k: v for k, v in log.means().items() if is_shown(f"{split}_{k}", k, self.show)}
+        means = {key: f"{value:.6f}" for key, value in shown.items()}
         return {"Batch": f"{cur_batch}/{num_batch}", "LR": rates_in_words(rates_of(self.optimizer), 3), **means}
 
     def metric_on_epoch_end(self) -> dict[str, float]:
@@ -174,18 +177,23 @@ class Records(TakesValues, Settings):
         """
         return {}
 
-    def _numbers(self, metrics: Any) -> dict[str, float]:
+    def _numbers(self, metrics: Any, source: str = "metric_on_epoch_end returned") -> dict[str, float]:
         """The metrics that are numbers, as Python's; others are left out with a warning."""
-        if not isinstance(metrics, dict):
-            kind = type(metrics).__name__
-            self._warn_once("metrics", f"metric_on_epoch_end returned a {kind}, which is left out; return a dict")
+        if metrics is None:  # an override that only looks
+            return {}
+        if not isinstance(metrics, Mapping):
+            self._warn_once(
+                "metrics",
+                f"metric_on_epoch_end returned a {type(metrics).__name__}, which is left out; return a dict of numbers"
+                " by name: {'acc': 0.9}",
+            )
             return {}
         for key, value in metrics.items():
             if not _is_number(value):
-                kind = type(value).__name__
                 self._warn_once(
                     f"metric {key}",
-                    f"metric_on_epoch_end returned {key!r} of type {kind}, which is left out; return numbers",
+                    f"{source} {key!r} of type {type(value).__name__}, which is left out; return numbers, one under"
+                    " each name",
                 )
         return {str(key): as_float(value) for key, value in metrics.items() if _is_number(value)}
 

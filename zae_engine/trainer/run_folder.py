@@ -39,6 +39,7 @@ class RunFolderAddon(AddOnBase):
     _open: Any
     test_metrics: dict[str, float]
     _tested_step: float | None
+    _spent: Any
     _log_due: bool
     _logging: Interval
 

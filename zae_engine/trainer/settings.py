@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from . import checks
+from .banner import check_show
 from .compose import Seams
 from .device import resolve_accumulation
 from .metrics import Measures, check_metrics
@@ -152,6 +153,10 @@ def _watch(trainer: Any, on_nan: str) -> None:
         log.watch = on_nan == "stop"
 
 
+def _show(trainer: Any, show: Any) -> tuple[str, ...] | None:
+    return check_show(show)
+
+
 def _metrics(trainer: Any, metrics: Any) -> dict[str, Any]:
     found, routes = check_metrics(metrics)
     known = {name for name, metric in found.items() if metrics[name] is trainer.metrics.get(name)}
@@ -175,6 +180,7 @@ class Settings(Seams):
     gradient_accumulation_steps: int = setting(_micro_batches, _lay_out)
     seed: int = setting(_seed, _seed_now)
     on_nan: str = setting(choice("on_nan", "warn", "stop"), _watch)
+    show: tuple[str, ...] | None = setting(_show)
     metrics: dict[str, Any] = setting(_metrics, _measure)
     device: Any = fixed()
     mixed_precision: str = fixed()

@@ -25,6 +25,7 @@ class Spent:
     def __init__(self) -> None:
         self.data = self.evaluation = self.saving = self.logging = 0.0
         self.samples = 0
+        self._within = 0.0  # seconds of the parts inside of the present one
         self._began = time.perf_counter()
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -42,12 +43,14 @@ class Spent:
 
     @contextmanager
     def on(self, part: str) -> Iterator[None]:
-        """Count the time inside for a part."""
-        start = time.perf_counter()
+        """Count the time inside for a part; what counts for another part within it does not count twice."""
+        start, before, self._within = time.perf_counter(), self._within, 0.0
         try:
             yield
         finally:
-            setattr(self, part, getattr(self, part) + time.perf_counter() - start)
+            took = time.perf_counter() - start
+            setattr(self, part, getattr(self, part) + took - self._within)
+            self._within = before + took
 
     def now(self) -> dict[str, float]:
         """Seconds by part, with ``all`` for the whole."""

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from . import checks, habits
 from .agreement import Agreement
-from .banner import banner, farewell
+from .banner import banner, check_show, farewell
 from .batch import merge, place, snapshot
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, resolve_accumulation
@@ -55,6 +55,8 @@ class Trainer(Pacing):
         Over that optimizer; stepped once an epoch. ReduceLROnPlateau gets the validation loss, else the training loss.
     log_bar : bool
         Show a banner, a bar (plain lines in a file) and a line an epoch, on standard error.
+    show : list of str, optional
+        The values that these show: ``['loss', 'test_acc']``. None shows all; more than ten get a line for each set.
     scheduler_step_on_batch : bool
         Step the scheduler once an optimizer step instead.
     gradient_clip : float
@@ -126,6 +128,7 @@ class Trainer(Pacing):
         scheduler: Any = None,
         *,
         log_bar: bool = True,
+        show: Sequence[str] | None = None,
         scheduler_step_on_batch: bool = False,
         gradient_clip: float = 0.0,
         gradient_accumulation_steps: int | None = None,
@@ -153,7 +156,8 @@ class Trainer(Pacing):
         )
         checks.check_number("gradient_clip", gradient_clip, 0)
         self.model, self.mode, self.optimizer, self.scheduler = model, mode, optimizer, scheduler
-        self.log_bar, self.scheduler_step_on_batch, self.gradient_clip = log_bar, scheduler_step_on_batch, gradient_clip
+        self.log_bar, self.show = log_bar, check_show(show)
+        self.scheduler_step_on_batch, self.gradient_clip = scheduler_step_on_batch, gradient_clip
         self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps) if shards is None else 1
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
@@ -302,8 +306,8 @@ class Trainer(Pacing):
         put_together(log, self._processes, everything=self._looks_at_logs())
         metrics.clear()
         metrics.update(log.means())
-        metrics.update(self._numbers(self._measures[self.mode].compute() if self._batches else {}))
-        metrics.update(self._numbers(self.metric_on_epoch_end() or {}))
+        metrics.update(self._numbers(self._measures[self.mode].compute() if self._batches else {}, "metrics= gave"))
+        metrics.update(self._numbers(self.metric_on_epoch_end()))
 
     def run_batch(self, batch: Any, **kwargs: Any) -> None:
         """Take one batch of the plan: place it, train or evaluate on it, log what the step returned.

@@ -67,7 +67,8 @@ class LoggerAddon(RunFolderAddon):
     @property
     def loggers(self) -> dict[str, Any]:
         """The client of each logger, by name, once the run has begun; its thread uses it at the same time."""
-        return {name: feed.client() for name, feed in self._run_log.afterwards.feeds.items()}
+        with self._spent.on("logging"):  # while a client starts, it is waited for, be it in a validation
+            return {name: feed.client() for name, feed in self._run_log.afterwards.feeds.items()}
 
     @property
     def web_logger(self) -> Any:

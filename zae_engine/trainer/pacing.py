@@ -36,7 +36,7 @@ class Pacing(Resuming):
         due = self._validation.at_step(step)
         if due or self._agreement.due(step):
             due |= self._settle(step, within=True)
-            if self._compared is None:
+            if self._one_model is not None and self._compared is None:
                 self._compare_processes()
         if due and self._valid_sets:
             self.train_metrics.clear()

@@ -133,7 +133,7 @@ class Resuming(Evaluating):
 
     def _own_wish(self, within: bool = False) -> Wish:
         """Why this process wants the run to end, or cannot go on; `within`: between two steps of an epoch."""
-        late, wrong = self._budget.late(), self._untaken() if within else None
+        late, wrong = self._budget.late(), self._untaken() if within and self._one_model is not None else None
         if not (late or wrong or self._wish or self._called):
             return NOTHING
         if late and self._leaves and self._budget.bounded:  # it is this job's time that is over, not the run's

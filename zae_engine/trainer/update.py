@@ -230,7 +230,7 @@ class DelegatedUpdate:
     def backward(self, loss: Tensor, share: Items | None) -> None:
         """Add the gradients of `loss`, weighted by its share of the window (None: it is the whole window)."""
         options = {"scale_wrt_gas": False} if self._engine else {}  # its own division by the number of micro-batches
-        self.accelerator.backward(_weighted(loss, share), **options)
+        self.accelerator.backward(loss if share is None else _weighted(loss, share), **options)
 
     def rescale(self, factor: Items) -> None:
         """Multiply the gradients, when the shares were estimates."""
@@ -269,7 +269,7 @@ class DirectUpdate(DelegatedUpdate):
             parameter.grad = None
 
     def backward(self, loss: Tensor, share: Items | None) -> None:
-        _weighted(loss, share).backward()  # type: ignore[no-untyped-call]
+        (loss if share is None else _weighted(loss, share)).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> Tensor | None:
         return _whole(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)) if self.max_norm else None
@@ -279,10 +279,8 @@ class DirectUpdate(DelegatedUpdate):
         return True
 
 
-def _weighted(loss: Tensor, share: Items | None) -> Tensor:
+def _weighted(loss: Tensor, share: Items) -> Tensor:
     """The loss times its share, in its own precision but at least float32: shares are divided in float64."""
-    if share is None:
-        return loss
     narrow = share.to(torch.promote_types(loss.dtype, torch.float32)) if isinstance(share, Tensor) else share
     return loss * narrow
 

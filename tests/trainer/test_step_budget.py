@@ -1,4 +1,4 @@
-"""What a step costs in calls of the package's own Python functions: whatever is asked there, is asked before the loop."""
+"""What a step costs in calls of the package's Python functions: whatever is asked, is asked before the loop."""
 
 import sys
 from collections import Counter

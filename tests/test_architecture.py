@@ -21,7 +21,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those to its right, and nothing may import add-ons.
 LAYERS = [
     {"files"},
-    {"_version", "near", "redaction", "document", "schema", "machine", "slurm"},
+    {"_version", "near", "redaction", "terminal", "document", "schema", "machine", "slurm"},
     {"keys", "rules", "cluster"},
     {"errors", "best"},
     {"disk"},
@@ -73,6 +73,7 @@ LAYERS = [
         "snapshot",
         "background",
         "documents",
+        "leaves",
         "compare",
         "checkpoint",
     },

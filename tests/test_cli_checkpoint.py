@@ -35,7 +35,13 @@ def save(folder, serial, value=1.0):
 
     def write(partial):
         write_tensors(partial / "model.safetensors", {"w": torch.full((2, 3), value)})
-        state = {"step": 10, "lr": value, "rows": list(range(30)), "moment": torch.zeros(2)}
+        state = {
+            "step": 10,
+            "lr": value,
+            "rows": [*"abcdefghijklmnopqrstuvwxyz0123"],
+            "losses": list(range(30)),
+            "moment": torch.zeros(2),
+        }
         return ["model.safetensors", *write_document(partial, "state", state)]
 
     commit.write(write)
@@ -124,11 +130,11 @@ def test_show(run, folder):
         "  processes: 1",
         "model: 1 tensors, 6 numbers, 24 B; 0 plain values",
         "  w  float32 [2, 3]",
-        "state: 1 tensors, 2 numbers, 8 B; 32 plain values",
+        "state: 1 tensors, 2 numbers, 8 B; 33 plain values",
         "  moment  float32 [2]",
         "  lr  1.0",
-        "  rows/3  3",
-        "  and 12 more plain values",
+        "  rows/3  'd'",
+        "  and 13 more plain values",
     ):
         assert f"{line}\n" in out
     assert run("show", folder / "000001-step-10" / "model.safetensors")[1].startswith("model: 1 tensors")

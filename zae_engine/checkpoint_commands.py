@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .terminal import in_line, say
+
 if TYPE_CHECKING:
     from .checkpoint.folder import Checkpoint
 
@@ -34,7 +36,7 @@ def list_checkpoints(path: _Place) -> None:
         rows = [_row(checkpoint, problems_of(checkpoint.path, checksums=False)) for checkpoint in found]
         rows += [[name, *[""] * 6, "partial"] for name in _partial(path)]
         head = ["NAME", "STEP", "EPOCH", "METRICS", "SIZE", "AGE", "PROCESSES", "STATE"]
-        typer.echo("\n".join(_columns([head, *rows])) if rows else f"{path} has no checkpoint yet")
+        say(*(_columns([head, *rows]) if rows else [f"{path} has no checkpoint yet"]))
 
 
 @checkpoint_app.command()
@@ -48,12 +50,12 @@ def verify(path: _Place) -> None:
     for checkpoint in found:
         files = examine(checkpoint.path)
         damaged += any(files.values())
-        typer.echo(f"{checkpoint.path.name}: {'damaged' if any(files.values()) else 'whole'}")
+        say(f"{checkpoint.path.name}: {'damaged' if any(files.values()) else 'whole'}")
         for name, problem in files.items():
-            typer.echo(f"  {'BAD' if problem else 'ok '} {problem or name}")
+            say(f"  {'BAD' if problem else 'ok '} {problem or name}")
         for name in foreign_files(checkpoint.path):
-            typer.echo(f"  --  {name} is not of the checkpoint, and is never loaded")
-    typer.echo(f"{len(found)} verified, {damaged} damaged")
+            say(f"  --  {name} is not of the checkpoint, and is never loaded")
+    say(f"{len(found)} verified, {damaged} damaged")
     if damaged:
         raise typer.Exit(1)
 
@@ -65,9 +67,7 @@ def diff(one: _Other, other: _Other) -> None:
         from .checkpoint.compare import compare
 
         found = compare(one, other)
-    for difference in found:
-        typer.echo(str(difference))
-    typer.echo(f"{len(found)} differences" if len(found) != 1 else "1 difference")
+    say(*found, f"{len(found)} differences" if len(found) != 1 else "1 difference")
     if found:
         raise typer.Exit(1)
 
@@ -94,7 +94,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (CheckpointError, OSError) as error:
-        typer.echo(f"zae: {error}", err=True)
+        say(f"zae: {error}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -125,6 +125,7 @@ def _row(checkpoint: Checkpoint, problems: list[str]) -> list[str]:
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
+    rows = [list(map(in_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -146,12 +147,12 @@ def _age(created: datetime) -> str:
 
 
 def _show_manifest(checkpoint: Checkpoint) -> None:
-    typer.echo(f"{checkpoint.path}")
+    say(checkpoint.path)
     for key, value in checkpoint.manifest.items():
         if key == "files":
             value = f"{len(value)}, {_bytes(checkpoint.size)}"
         if key not in ("format", "sha256", "data"):  # hashes, which are there to be compared
-            typer.echo(f"  {key}: {_words(value)}")
+            say(f"  {key}: {_words(value)}")
 
 
 def _show_part(part: str, leaves: dict[tuple[Any, ...], Any]) -> None:
@@ -161,11 +162,11 @@ def _show_part(part: str, leaves: dict[tuple[Any, ...], Any]) -> None:
     values = [path for path in leaves if path not in tensors]
     size = sum(value.numel() * value.element_size() for value in tensors.values())
     count = sum(math.prod(value.shape) for value in tensors.values())
-    typer.echo(f"{part}: {len(tensors)} tensors, {count:,} numbers, {_bytes(size)}; {len(values)} plain values")
+    say(f"{part}: {len(tensors)} tensors, {count:,} numbers, {_bytes(size)}; {len(values)} plain values")
     for path in [*tensors, *values[:_LONGEST]]:
-        typer.echo(f"  {'/'.join(map(str, path))}  {describe(leaves[path])}")
+        say(f"  {'/'.join(map(str, path))}  {describe(leaves[path])}")
     if len(values) > _LONGEST:
-        typer.echo(f"  and {len(values) - _LONGEST} more plain values")
+        say(f"  and {len(values) - _LONGEST} more plain values")
 
 
 def _words(value: Any) -> str:

@@ -8,10 +8,10 @@ What is slow to import (torch, Accelerate) is imported by the commands that need
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,7 +19,9 @@ import typer
 
 from ._version import __version__
 from .checkpoint_commands import checkpoint_app
-from .logs_commands import logs_app, register
+from .logs_commands import register
+from .near import nearest
+from .terminal import leave, say
 
 if TYPE_CHECKING:
     from .launch.document import Document
@@ -64,12 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(str(error))
     except typer.Abort:
         sys.exit(130)
+    except BrokenPipeError:  # of the help, which is not printed here
+        leave()
     sys.exit(code or 0)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"zae-engine {__version__}")
+        say(f"zae-engine {__version__}")
         raise typer.Exit
 
 
@@ -90,7 +94,7 @@ def check(file: Annotated[Path, typer.Argument(help="An Accelerate configuration
     errors = sum(f.level == "error" for f in found)
     if errors:
         _fail(f"{file}: {_count(errors, 'error')}")
-    typer.echo(f"{file}: no errors" + (f", {_count(len(found), 'warning')}" if found else ""))
+    say(f"{file}: no errors" + (f", {_count(len(found), 'warning')}" if found else ""))
 
 
 @config_app.command()
@@ -103,16 +107,16 @@ def resolve(
 
     resolved = resolve_config(file)
     for change in resolved.changes:
-        typer.echo(f"# {change}")
+        say(f"# {change}")
     if uses_cpu(resolved.config):
-        typer.echo("# start it by `zae launch`, or export ACCELERATE_USE_CPU=true")
+        say("# start it by `zae launch`, or export ACCELERATE_USE_CPU=true")
     if out is None:
         import yaml
 
-        typer.echo(yaml.safe_dump(resolved.config, sort_keys=False), nl=False)
+        say(*yaml.safe_dump(resolved.config, sort_keys=False).splitlines())
     else:
         write_config(resolved.config, out)
-        typer.echo(f"# written to {out}")
+        say(f"# written to {out}")
 
 
 @app.command(context_settings={"allow_interspersed_args": False} | _SETTINGS)
@@ -159,14 +163,14 @@ def doctor() -> None:
     from .launch.machine import this_machine
 
     machine = this_machine()
-    typer.echo(f"devices: {machine.describe()}; computes in {', '.join(machine.precisions)}")
+    say(f"devices: {machine.describe()}; computes in {', '.join(machine.precisions)}")
     _table("versions", describe_versions())
     if fault := fork_fault():
-        typer.echo(f"warning: {fault}")
-    typer.echo(f"configuration: {find_config() or 'none; give one, as in `zae launch FILE script.py`'}")
+        say(f"warning: {fault}")
+    say(f"configuration: {find_config() or 'none; give one, as in `zae launch FILE script.py`'}")
     _table("variables", describe_variables() or {"none": "set"})
     reduction = try_reduce(machine)
-    typer.echo(str(reduction))
+    say(*str(reduction).split("\n"))
     if reduction.problem:
         raise typer.Exit(1)
 
@@ -185,7 +189,7 @@ def _start(file: Path | None, options: dict[str, Any], command: list[str], modul
     _warn(document, machine)
     resolved = resolve_document(document, machine, name=name)
     for change in resolved.changes:
-        typer.echo(f"zae launch: {change}", err=True)
+        say(f"zae launch: {change}", err=True)
     if uses_cpu(resolved.config):
         os.environ["ACCELERATE_USE_CPU"] = "true"
     from .launch.start import start
@@ -213,7 +217,7 @@ def _warn(document: Document, machine: Machine) -> None:
 
     for finding in check_document(document, machine):
         if finding.level == "warning" and finding.key not in _PUT_RIGHT:
-            typer.echo(f"zae launch: {finding}", err=True)
+            say(f"zae launch: {finding}", err=True)
 
 
 def _check_script(command: Sequence[str], module: bool) -> None:
@@ -225,8 +229,8 @@ def _check_script(command: Sequence[str], module: bool) -> None:
     if module or script.is_file():
         return
     there = [p.name for p in script.parent.glob("*.py")] if script.parent.is_dir() else []
-    meant = get_close_matches(script.name, there, n=1)
-    hint = f"did you mean {str(script.parent / meant[0])!r}?" if meant else "give its path, or -m and a module's name"
+    meant = nearest(script.name, there)
+    hint = f"did you mean {str(script.parent / meant)!r}?" if meant else "give its path, or -m and a module's name"
     raise ConfigError(f"there is no script {command[0]!r}; {hint}")
 
 
@@ -237,16 +241,33 @@ def _move_file(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _explain(error: Exception, arguments: Sequence[str]) -> str:
-    text = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
-    groups = {"": app, "config": config_app, "checkpoint": checkpoint_app, "logs": logs_app}
-    commands = [command for group in groups.values() for command in group.registered_commands]
-    names = [c.name or (c.callback.__name__ if c.callback else "") for c in commands] + list(groups)[1:]
-    unknown = next((a for a in arguments if "No such command" in text and a not in names), None)
-    meant = get_close_matches(unknown, names, n=1) if unknown else []
-    if meant and meant[0] not in text:  # older versions of typer name no near miss
-        text += f" Did you mean {meant[0]!r}?"
-    return f"{text} See `zae --help`."
+def _explain(error: Any, arguments: Sequence[str]) -> str:
+    """The error of a command line: which name may have been meant, and whose help says more."""
+    text = " ".join(str(error.format_message()).split()).rstrip(".")
+    path, command = _command_of(arguments)
+    if unknown := re.match(r"No such command '(.*?)'", text):  # what typer adds may not be near at all
+        names = list(getattr(command, "commands", {}))
+        text, meant = f"there is no command {unknown[1]!r}", nearest(unknown[1], names)
+        text += f". Did you mean {meant!r}?" if meant else f"; there are {', '.join(names)}."
+    elif text.startswith("No such option"):
+        names = [name for parameter in command.params for name in parameter.opts if name.startswith("-")]
+        text, meant = f"there is no option {error.option_name!r} of `{path}`", nearest(error.option_name, names)
+        text += f". Did you mean {meant!r}?" if meant else "."
+    else:
+        text += "."
+    return f"{text} See `{path} --help`."
+
+
+def _command_of(arguments: Sequence[str]) -> tuple[str, Any]:
+    """The command that arguments call, as far as there is one, and how it is called."""
+    command: Any = typer.main.get_command(app)
+    path = ["zae"]
+    for word in arguments:
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+        path.append(word)
+    return " ".join(path), command
 
 
 def _count(number: int, what: str) -> str:
@@ -254,18 +275,17 @@ def _count(number: int, what: str) -> str:
 
 
 def _table(title: str, values: dict[str, str]) -> None:
-    typer.echo(f"{title}:")
+    say(f"{title}:")
     for key, value in values.items():
-        typer.echo(f"  {key} {value}")
+        say(f"  {key} {value}")
 
 
 def _print(found: Iterable[object]) -> None:
-    for finding in found:
-        typer.echo(str(finding))
+    say(*found)
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"zae: {message}", err=True)
+    say(f"zae: {message}", err=True)
     sys.exit(2)
 
 

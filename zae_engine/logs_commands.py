@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .terminal import say
+
 logs_app = typer.Typer(help="Give runs to loggers: what they have missed, or whole runs.", rich_markup_mode=None)
 
 _Runs = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run folders, or folders with runs in them.")]
@@ -39,11 +41,16 @@ def report(
 
     with _told():
         page = write_report(paths, out)
-        typer.echo(f"{page} ({in_units(page.stat().st_size)}); open it in a browser")
+        say(f"{page} ({in_units(page.stat().st_size)}); open it in a browser")
 
 
 def runs(
-    path: Annotated[Path, typer.Argument(help="A folder with runs in it, at any depth, or a run's.")] = Path(),
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder with runs in it, at any depth, or a run's; the current one by default.", show_default=False
+        ),
+    ] = None,
     sort: Annotated[
         str | None, typer.Option("--sort", "-s", metavar="COLUMN", help="Any column, as test_loss or test_acc.")
     ] = None,
@@ -54,14 +61,15 @@ def runs(
     from .logs.runs import list_runs, table_of
 
     with _told():
-        rows = list_runs(path, sort, reverse)
+        rows = list_runs(path or Path(), sort, reverse)
     if as_json:
-        typer.echo(json.dumps([{name: _plain(value) for name, value in row.items()} for row in rows], indent=1))
+        text = json.dumps([{name: _plain(value) for name, value in row.items()} for row in rows], indent=1)
+        say(*text.split("\n"))
         return
-    typer.echo("\n".join(table_of(rows)))
+    say(*table_of(rows))
     for row in rows:
         if problem := row.get("problem"):
-            typer.echo(f"zae: {problem}", err=True)
+            say(f"zae: {problem}", err=True)
 
 
 @logs_app.command()
@@ -82,9 +90,9 @@ def sync(
 
     with _told():
         try:
-            typer.echo("\n".join(deliver(path, names or (), settings=dict(map(_setting, settings or ())))))
+            say(*deliver(path, names or (), settings=dict(map(_setting, settings or ()))))
         except SyncError as error:
-            typer.echo(f"zae: {error}", err=True)
+            say(*f"zae: {error}".split("\n"), err=True)
             raise typer.Exit(1) from error
 
 
@@ -102,7 +110,7 @@ def export(
     from .logs.export import export as give
 
     with _told():
-        typer.echo(give(path, to, dict(map(_setting, settings or ())), out, every_step))
+        say(give(path, to, dict(map(_setting, settings or ())), out, every_step))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -129,5 +137,5 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (RunFolderError, ValueError, TypeError, ModuleNotFoundError, OSError) as error:
-        typer.echo(f"zae: {error}", err=True)
+        say(f"zae: {error}", err=True)
         raise typer.Exit(2) from error

@@ -11,6 +11,7 @@ from tests.checkpoint.making import begin, make, summary
 from zae_engine.checkpoint.compare import compare, describe, difference_of, read_parts
 from zae_engine.checkpoint.documents import write_document, write_tensors
 from zae_engine.checkpoint.errors import CheckpointError
+from zae_engine.trainer.seeding import set_streams, streams_of
 
 
 def content():
@@ -176,3 +177,55 @@ def test_what_cannot_be_compared(tmp_path):
 
 def test_an_integer_that_is_too_long_to_be_written():
     assert describe(16**9999) == "an int that is too long to be shown"
+
+
+def test_a_random_stream_is_one_line(tmp_path):
+    found = []
+    for serial, seed in enumerate((1, 1, 2), start=1):
+        parts = content()
+        set_streams(torch.device("cpu"), seed)
+        parts["process-0"] = {"streams": streams_of(torch.device("cpu")), "generator": (3, (*range(624), seed), None)}
+        found.append(save(tmp_path / str(serial) / "checkpoints", serial, parts))
+    assert compare(found[0], found[1]) == []
+    assert sorted(map(str, compare(found[0], found[2]))) == [
+        f"process-0: {name}: the random stream is at another place"
+        for name in ("generator", "streams/numpy", "streams/python", "streams/torch")
+    ]
+
+
+def test_many_numbers_are_one_line(differences):
+    def change(parts):
+        parts["state"]["losses"] = [float("nan"), *map(float, range(29))]
+
+    (found,) = differences(change)
+    assert str(found) == "state: losses: only in the second: 30 numbers"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ([0.0] * 30, [*[0.0] * 28, 1.0, -0.0], "2 of 30 numbers differ, the first of them at 28: 0.0 -> 1.0"),
+        (list(range(30)), list(range(31)), "30 numbers -> 31 numbers"),
+        ([1] * 30, [*[1] * 29, True], "1 of 30 numbers differ, the first of them at 29: 1 -> True"),
+    ],
+)
+def test_how_many_numbers_differ(tmp_path, then, now, words):
+    found = []
+    for serial, losses in enumerate((then, now), start=1):
+        parts = content()
+        parts["state"]["losses"] = losses
+        found.append(save(tmp_path / str(serial) / "checkpoints", serial, parts))
+    assert list(map(str, compare(*found))) == [f"state: losses: {words}"]
+    assert compare(found[0], found[0]) == []
+
+
+def test_integers_of_any_length_are_compared(tmp_path):
+    found = []
+    for serial in (1, 2):
+        parts = content()
+        parts["state"]["long"] = [16**9999 + serial] * 30
+        parts["process-0"]["python"] = (3, (*range(624), 16**9999 + serial), None)
+        found.append(save(tmp_path / str(serial) / "checkpoints", serial, parts))
+    said = list(map(str, compare(*found)))
+    assert len(said) == 31
+    assert "process-0: python: the random stream is at another place" in said

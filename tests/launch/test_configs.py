@@ -27,6 +27,13 @@ import os
 words = [os.environ.get(name, "-") for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")]
 os.write(1, (" ".join(words) + "\\n").encode())
 """
+TRAINS = """
+import os
+from tests.helpers import loader, make
+trainer = make()
+trainer.run(1, loader())
+os.write(1, f"{trainer.device.type} {os.environ['CUDA_VISIBLE_DEVICES']}\\n".encode())
+"""
 STATE = """
 import os
 from accelerate import Accelerator
@@ -53,8 +60,7 @@ def test_all_are_here():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_the_check_finds_nothing(path):
-    found = check_config(path, GPUS)
-    assert [f.key for f in found] == (["use_cpu"] if path.stem == "cpu_2" else [])  # which says what to know about it
+    assert check_config(path, GPUS) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -96,6 +102,22 @@ def test_stock_accelerate_starts_as_many_as_asked(tmp_path, name, processes):
     script.write_text(REPORT, encoding="utf-8")
     lines = launch(script, "--config_file", FOLDER / f"{name}.yaml", "--num_processes", processes)
     assert lines == [f"{rank} {processes} -" for rank in range(processes)]
+
+
+@pytest.mark.parametrize(("starter", "processes"), [("accelerate.commands.launch", 2), ("zae_engine.cli", 3)])
+def test_several_cpu_processes_train_without_a_warning(tmp_path, starter, processes):
+    (tmp_path / "script.py").write_text(TRAINS, encoding="utf-8")
+    words = ["launch"] if starter == "zae_engine.cli" else ["--config_file"]
+    command = [sys.executable, "-m", starter, *words, FOLDER / "cpu_2.yaml", "--num_processes", processes, "script.py"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "PYTHONPATH": str(FOLDER.parent)}
+    environ.pop("CUDA_VISIBLE_DEVICES", None)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=200, env=environ, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["cpu -1,-1"] * processes
+    assert "Warning" not in done.stderr
+    assert not done.stderr.startswith("zae launch:")
 
 
 @pytest.mark.parametrize(("name", "precision"), [("cpu", "no"), ("bf16_cpu", "bf16")])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +17,10 @@ from ..files import LARGE, read_bytes
 from .documents import SUFFIXES, read_document, read_tensors
 from .errors import CheckpointError
 from .folder import Checkpoint, locate, problems_of
+from .leaves import Leaves, Numbers, Stream, flat
 from .tensors import SAFETENSORS
 from .weights import read_weights
 
-Leaves = dict[tuple[Any, ...], Any]  # tensors and plain values by their path in the nest
 _ORDER = ("model", "state", "process")
 
 
@@ -105,13 +104,13 @@ def read_parts(path: Path) -> dict[str, Leaves]:
         For a path at which there is none, and for a damaged one.
     """
     if path.is_file():
-        return {"model": _flat(_weights(path))}
+        return {"model": flat(_weights(path))}
     checkpoint = pick(path)
     if problems := problems_of(checkpoint.path):
         raise CheckpointError(f"{str(checkpoint.path)!r} is damaged: {'; '.join(problems)}")
     documents = {name.removesuffix(".json") for name in checkpoint.files if name.endswith(".json")}
     return {
-        _part(name): _flat(_read(checkpoint, name))
+        _part(name): flat(_read(checkpoint, name))
         for name in sorted(checkpoint.files)
         if name.endswith(".json") or _part(name) not in documents
     }
@@ -188,31 +187,6 @@ def _part(name: str) -> str:
     return str(Path(name).with_suffix("").as_posix()) if Path(name).suffix in (*SUFFIXES, ".json") else name
 
 
-def _flat(tree: Any) -> Leaves:
-    return dict(_leaves(tree))
-
-
-def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    items: Any = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if _is_list(tree) else ()
-    if isinstance(tree, np.ndarray):
-        tree = _array(tree)
-    if not items or not len(tree):
-        yield path, tree
-    for key, value in items:
-        yield from _leaves(value, (*path, key))
-
-
-def _array(array: np.ndarray[Any, Any]) -> Any:
-    try:
-        return torch.from_numpy(np.array(array, order="C"))
-    except TypeError:  # long doubles, foreign byte orders: compared as bytes
-        return f"{array.dtype.str} {list(array.shape)} {array.tobytes().hex()}"
-
-
-def _is_list(tree: Any) -> bool:
-    return isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size)
-
-
 def _compare(part: str, first: Leaves, second: Leaves) -> Iterator[Difference]:
     for path in [*first, *(path for path in second if path not in first)]:
         name = "/".join(map(str, path))
@@ -227,6 +201,10 @@ def _compare(part: str, first: Leaves, second: Leaves) -> Iterator[Difference]:
 def _compare_leaf(one: Any, other: Any, part: str, name: str) -> Difference | None:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return difference_of(one, other, part, name)
+    if isinstance(one, Stream) and isinstance(other, Stream):
+        return None if one == other else Difference(part, name, "the random stream is at another place")
+    if isinstance(one, Numbers) and isinstance(other, Numbers):
+        return None if repr(one.values) == repr(other.values) else Difference(part, name, one.against(other))
     same = type(one) is type(other) and (
         repr(one) == repr(other) if isinstance(one, (float, complex)) else one == other
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..terminal import PrintableError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(PrintableError, ValueError):
     """A checkpoint that cannot be written, or read, or whose folder is in use."""

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..files import parse_json, read_bytes, writable
+from ..near import nearest, nearest_path
 from . import best
 from .disk import digest
 from .errors import CheckpointError
@@ -246,9 +246,9 @@ def locate(path: str | Path, words: tuple[str, ...] = ()) -> Checkpoint | list[C
         return found
     if inside != path or (path / "run.json").is_file() or (path.is_dir() and path.resolve().name == FOLDER):
         return []
-    there = [str(path.parent / entry.name) for entry in _entries(path.parent)]
     what = f"{str(path)!r} is no checkpoint and no run folder" if path.exists() else f"there is no {str(path)!r}"
-    raise CheckpointError(f"{what}{near(str(path), [*words, *there])}")
+    meant = nearest(str(path), words) or nearest_path(path)
+    raise CheckpointError(f"{what}; did you mean {meant!r}?" if meant else what)
 
 
 def ranked(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
@@ -286,8 +286,8 @@ def faults_of(manifest: Any) -> Iterator[str]:
 
 def near(name: str, names: Iterator[str] | list[str] | Mapping[str, Any]) -> str:
     """End a message with the nearest of `names`, if there is one."""
-    meant = get_close_matches(name, list(names), n=1)
-    return f"; did you mean {meant[0]!r}?" if meant else ""
+    meant = nearest(name, names)
+    return f"; did you mean {meant!r}?" if meant else ""
 
 
 def _wrong_values(manifest: dict[str, Any]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import pickle
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..files import replacing
+from ..near import nearest_path
+from ..terminal import PrintableError
 from .errors import CheckpointError
 from .names import own_names
 from .tensors import SAFETENSORS, as_laid_out, independent, load_safetensors, save_safetensors
@@ -22,7 +23,7 @@ from .tensors import SAFETENSORS, as_laid_out, independent, load_safetensors, sa
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
-class WeightsError(ValueError):
+class WeightsError(PrintableError, ValueError):
     """A file that does not hold weights that can be taken."""
 
 
@@ -135,7 +136,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}{_near(path)}")
+        meant = nearest_path(path)
+        raise FileNotFoundError(f"no file {str(path)!r}" + (f"; did you mean {meant!r}?" if meant else ""))
     try:
         if path.suffix in SAFETENSORS:
             weights = load_safetensors(path)
@@ -251,9 +253,3 @@ def _tied(key: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
 def _first(keys: list[str], count: int = 5) -> str:
     rest = f" and {len(keys) - count} more" if len(keys) > count else ""
     return ", ".join(keys[:count]) + rest
-
-
-def _near(path: Path) -> str:
-    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, there, n=1)
-    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..near import nearest
 from .environment import LaunchError, World
 from .machine import Machine
 
@@ -76,8 +76,8 @@ def _read(entry: Any, machine: Machine) -> tuple[str, int | None]:
     found = re.fullmatch(r"([a-z]+)(?::(\d+))?", str(entry))
     kind = found.group(1) if found else ""
     if not found or kind not in _KINDS:
-        near = difflib.get_close_matches(str(entry).lower().split(":")[0], _KINDS, n=1)
-        hint = f"; did you mean {near[0] + str(entry)[len(str(entry).split(':')[0]) :]!r}?" if near else ""
+        near = nearest(str(entry).split(":")[0], _KINDS, 0.7)
+        hint = f"; did you mean {near + str(entry)[len(str(entry).split(':')[0]) :]!r}?" if near else ""
         raise ValueError(f"device={entry!r} is not a device; write 'cuda:0', 0 or 'cpu'{hint}")
     return kind, None if found.group(2) is None else int(found.group(2))
 

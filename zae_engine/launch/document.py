@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from ..files import read_bytes
+from ..near import nearest
+from ..terminal import PrintableError
 
 _LARGEST = 1 << 18  # bytes; parsing takes 10 s a megabyte
 _DEEPEST, _MOST = 50, 10_000
@@ -36,7 +37,7 @@ class Finding:
         return f"line {self.line}: {self.level}: {where}{self.problem}; {self.remedy}"
 
 
-class ConfigError(ValueError):
+class ConfigError(PrintableError, ValueError):
     """A configuration that cannot be used, with what was found in it.
 
     Parameters
@@ -119,11 +120,9 @@ def read_document(path: str | Path) -> Document:
     return document
 
 
-def near(word: object, names: Iterable[str]) -> str | None:
+def near(word: object, names: Iterable[str], alike: float = 0.78) -> str | None:
     """Return the one of the names that was probably meant."""
-    by_lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
-    return by_lower[found[0]] if found else None
+    return nearest(str(word), names, alike)
 
 
 def _read_text(path: Path) -> str:

@@ -226,7 +226,8 @@ def notices(env: Mapping[str, str], world: World, cpu: bool, asked: bool) -> lis
     if not cpu or not world.launched:
         return []
     told = []
-    if world.size > 1 and not asked and not flag(env, "ACCELERATE_USE_CPU"):
+    hidden = set(env.get("CUDA_VISIBLE_DEVICES", "").split(",")) == {"-1"}  # on purpose, as in cpu_2.yaml
+    if world.size > 1 and not asked and not hidden and not flag(env, "ACCELERATE_USE_CPU"):
         told.append(
             f"there is no accelerator for several processes here, so {world.size} processes train on the CPU;"
             " device='cpu' asks for that"

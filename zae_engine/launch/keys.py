@@ -127,7 +127,7 @@ def _wrong_word(key: str, value: Any, raw: str, schema: Schema) -> tuple[str, st
     if str(value) in choices or (not strict and str(value).lower() in map(str.lower, choices)):
         return None
     meant = _OTHER_WORDS.get(str(value).lower()) if key == "distributed_type" else None
-    meant = meant or near(value, choices)
+    meant = meant or near(value, choices, 0.66)  # there are few, and short ones
     there = ", ".join(choices)
     return f"{value!r} is not one of {there}", f"did you mean {meant!r}?" if meant else "write one of these"
 

@@ -19,7 +19,7 @@ from .check import check_document
 from .cluster import Cluster, read_cluster
 from .document import ConfigError, Document, read_document
 from .machine import Machine, this_machine
-from .rules import SHARDED, starts_many
+from .rules import SHARDED, hides_gpus, starts_many
 
 # What to train in where a precision is not there: the next one of the same range, or a wider one.
 _INSTEAD = {"fp8": ("bf16", "fp16", "no"), "bf16": ("fp16", "no"), "fp16": ("no",)}
@@ -211,7 +211,8 @@ def _fit_cpu(resolved: Resolved, machine: Machine) -> None:
     elif kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
         resolved.set("distributed_type", "MULTI_GPU", f"{why}; several CPU processes are started in this way")
     resolved.set("use_cpu", True, why)
-    resolved.set("gpu_ids", None, why)
+    if not hides_gpus(Document(config)):
+        resolved.set("gpu_ids", None, why)
     machines = config.get("num_machines", 1)
     most = max(machine.cores, 2)  # two, so that what is written for several processes is tried as such
     if not asked and config.get("num_processes", 1) > most * machines:

@@ -53,6 +53,12 @@ def starts_many(kind: str) -> bool:
     return kind in SHARDED or kind == "XLA" or (kind.startswith("MULTI_") and kind != "MULTI_CPU")
 
 
+def hides_gpus(document: Document) -> bool:
+    """Whether ``gpu_ids`` names no GPU: Accelerate hands it on as CUDA_VISIBLE_DEVICES, where -1 is none."""
+    ids = document.values.get("gpu_ids")
+    return isinstance(ids, str) and {name.strip() for name in ids.split(",")} == {"-1"}
+
+
 def check_required(document: Document) -> Iterator[Finding]:
     """Find what is missing: Accelerate has no default for it."""
     if document.values.get("distributed_type") is None:
@@ -135,19 +141,19 @@ def check_cpu(document: Document) -> Iterator[Finding]:
             f"there is no {kind} on the CPU: Accelerate passes over one of the two",
             "take use_cpu out; or write distributed_type: MULTI_GPU, where each CPU process has the whole model",
         )
-    elif starts_many(kind):
+    elif starts_many(kind) and not hides_gpus(document):
         yield document.warning(
             "use_cpu",
             f"`accelerate launch` does not tell {kind} processes to use the CPU",
-            "start it by `zae launch`, which does; or export ACCELERATE_USE_CPU=true; a Trainer also uses the CPU"
-            " where there is no accelerator",
+            "start it by `zae launch`, which does; or add gpu_ids: '-1,-1', which hides GPUs; or export"
+            " ACCELERATE_USE_CPU=true; a Trainer also uses the CPU where there is no accelerator",
         )
 
 
 def check_gpu_ids(document: Document) -> Iterator[Finding]:
     """Find lists of GPUs that do not fit the number of processes."""
     ids = document.values.get("gpu_ids")
-    if not isinstance(ids, str) or ids == "all":
+    if not isinstance(ids, str) or ids == "all" or (hides_gpus(document) and document.values.get("use_cpu") is True):
         return
     names = [name.strip() for name in ids.split(",")]
     machines = max(whole(document, "num_machines", 1), 1)

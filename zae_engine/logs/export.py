@@ -12,6 +12,7 @@ from typing import Any
 from ..checkpoint.lock import RunLock
 from ..files import NotPlainError, check_plain, folder_in, read_json
 from ..redaction import redact
+from ..terminal import PrintableError, in_line
 from .cursor import Cursor, cursors_in
 from .logger import Logger, Record, RunInfo
 from .merging import records_of
@@ -25,7 +26,7 @@ _CLOSED = ("done", "interrupted", "failed")
 _SOME = 500  # records between two flushes
 
 
-class SyncError(Exception):
+class SyncError(PrintableError):
     """What a logger raised while it was given records; what it has taken by then is noted."""
 
 
@@ -73,7 +74,7 @@ def sync(
             except (Exception, SystemExit) as error:  # a client may even exit
                 failed.append(f"{cursor.logger} could not take it: {type(error).__name__}: {redact(str(error))}")
     if failed:
-        raise SyncError("\n".join([*said, *failed]))
+        raise SyncError("\n".join(map(in_line, (*said, *failed))))
     return said
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..redaction import redact
+from ..terminal import printable
 from .cursor import Cursor
 from .logger import Logger, RunInfo
 from .merging import Tail
@@ -387,4 +388,4 @@ def _at_exit() -> None:
 
 def _print(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        print(sentence, file=sys.stderr, flush=True)
+        print(printable(sentence), file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..terminal import in_line
 from .curves import resumes_of, steps_of
 from .history_file import Line
 from .panels import NOT_DRAWN, TITLES, parts_of, smoothed, thinned, window_of
@@ -177,12 +178,12 @@ def _panel(
     title, several = TITLES.get(name, name), len(runs) > 1
     if several and parts[0][0]:
         title = f"{parts[0][0]} {title}"
-    figure, more, parts = Figure(title), len(parts) - _CURVES, parts[:_CURVES]
+    figure, more, parts = Figure(in_line(title)), len(parts) - _CURVES, parts[:_CURVES]
     every = [found[i][name][curve] for curve, i in parts]
     if more > 0:
         figure.notes.append(f"{more:,} more curves are left out.")
     for (curve, i), drawn in zip(parts, every, strict=True):
-        label = escape(names[i] if several else curve or title, quote=False)  # which plotly reads as HTML
+        label = escape(in_line(names[i] if several else curve or title), quote=False)  # which plotly reads as HTML
         colour = colour_of(i) if several else _colour(curve, [c for c, _ in parts])
         figure.data += _traces(drawn, label, colour, i, hover=not several)
         figure.is_smooth |= drawn.raw is not None

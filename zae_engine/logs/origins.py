@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from ..terminal import PrintableError
 from .cursor import Cursor, path_of
 from .logger import Logger
 
 _LOCAL = re.compile(r"sqlite:///|file://(?=/)|file:(?!//)")
 
 
-class ForeignError(ValueError):
+class ForeignError(PrintableError, ValueError):
     """A run folder names an address or a path outside of it, which the user has not named."""
 
 

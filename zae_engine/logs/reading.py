@@ -18,8 +18,10 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.folder import FOLDER, Checkpoint, committed, near
+from ..checkpoint.folder import FOLDER, Checkpoint, committed
 from ..files import lines_of, may_be_deep, read_json
+from ..near import nearest_path
+from ..terminal import PrintableError
 from .history_file import Line, held, parsed
 from .outcome import Best, Watched, best_of, end_of, number, spent_of, status_of, stretches, watched_of
 
@@ -31,7 +33,7 @@ _LARGEST = 1 << 53
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-class RunFolderError(Exception):
+class RunFolderError(PrintableError):
     """A path at which there is no run that can be read; says what there is, and what is needed."""
 
 
@@ -209,8 +211,8 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
 def _no_run(path: Path) -> str:
     need = f"a run folder has a {HISTORY}; StateManagerAddon and every logger add-on write it into save_path"
     if not path.exists():
-        there = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        return f"there is no {str(path)!r}{near(str(path), there) or '; ' + need}"
+        meant = nearest_path(path)
+        return f"there is no {str(path)!r}; " + (f"did you mean {meant!r}?" if meant else need)
     if is_run(path.parent):
         return f"{str(path)!r} is within a run folder; give that: {str(path.parent)!r}"
     if not path.is_dir():

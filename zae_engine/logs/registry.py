@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..near import nearest
 from .logger import Logger
 
 LOGGERS: dict[str, str] = {
@@ -76,5 +76,5 @@ def check_settings(logger: type[Logger], settings: Mapping[str, Any], known: Ite
 def hint(name: str, choices: Iterable[str]) -> str:
     """What to write in place of a name that is none of the choices."""
     there = sorted(choices)
-    near = difflib.get_close_matches(str(name).lower(), there, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, there))}"
+    near = nearest(str(name), there)
+    return f"did you mean {near!r}?" if near else f"there are {', '.join(map(repr, there))}"

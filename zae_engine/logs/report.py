@@ -12,6 +12,7 @@ from typing import Any
 
 from ..checkpoint.best import first_best
 from ..files import write_text
+from ..terminal import printable
 from .facts import NOTHING, clock, environment_of, settings_of, short, table_of
 from .figures import COLOURS, colour_of, figures_of
 from .history_file import Line
@@ -72,7 +73,9 @@ def render(runs: Sequence[Run]) -> str:
         raise ModuleNotFoundError(need, name=error.name) from error
     own = files(__package__)
     texts = {name: (own / f"report.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
+    )
     page = template.from_string(texts["html"])
     return page.render(css=texts["css"], js=texts["js"], plotly=get_plotlyjs(), **_content(runs))
 
@@ -98,6 +101,11 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "parts": [(_PART_NAMES.get(part, part), _PART_COLOURS[part]) for part in _PARTS],
         "colours": _PART_COLOURS,
     }
+
+
+def _finalize(value: Any) -> Any:
+    """Text of a folder without control characters; what is HTML already (`Markup`) is ours."""
+    return printable(value) if type(value) is str else value
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

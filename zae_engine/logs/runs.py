@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import near
+from ..terminal import in_line
 from .facts import NOTHING, clock, short
 from .history_file import Line
 from .reading import Run, RunFolderError, find_runs, read_run
@@ -109,6 +110,7 @@ def table_of(rows: Sequence[Row]) -> list[str]:
     further = [name for name in rows[0] if name not in (*COLUMNS, "folder", "best_name", "problem")]
     columns = [*COLUMNS[:7], *further, *COLUMNS[7:]]
     cells = [[name.upper() for name in columns], *([_cell(name, row) for name in columns] for row in rows)]
+    cells = [list(map(in_line, line)) for line in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(

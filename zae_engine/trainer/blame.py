@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from ..terminal import printable
+
 # Whose lines are never the cause: this package's, and those that stand between two of its own.
 _OURS = (str(Path(__file__).parents[1]) + os.sep, contextlib.__file__)
 
@@ -18,7 +20,7 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     A fixed ``stacklevel`` would be wrong as soon as an add-on's override stands between, and ``skip_file_prefixes``
     begins with Python 3.12.
     """
-    warnings.warn(text, category, stacklevel=_frames_of_ours() + 1)
+    warnings.warn(printable(text), category, stacklevel=_frames_of_ours() + 1)
 
 
 def _frames_of_ours() -> int:

@@ -21,6 +21,7 @@ from .._version import __version__
 from ..checkpoint.names import own_name
 from ..redaction import HIDDEN, is_secret_name, redact
 from ..redaction import without_secrets as without_secrets  # where it has been looked for
+from ..terminal import in_line
 
 _LONG = 20_000
 _AROUND = "OptimizedModule("  # the first line of a compiled module's text; the next one has the module itself
@@ -95,12 +96,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if isinstance(one, dict) and isinstance(other, dict):
             if one.get(_KIND) != other.get(_KIND):  # whose options have nothing to do with each other
                 one, other = {_KIND: one.get(_KIND)}, {_KIND: other.get(_KIND)}
-            lines += [f"{name}: {line}" for line in differences(one, other)]
+            lines += [f"{in_line(name)}: {line}" for line in differences(one, other)]
         elif isinstance(one, str) and isinstance(other, str) and "\n" in one + other:
-            lines.append(f"{name}: {_first_difference(one, other)}")
+            lines.append(in_line(f"{name}: {_first_difference(one, other)}"))
         else:
             one, other = (value if isinstance(value, str) else _shown(value) for value in (one, other))
-            lines.append(f"{name}: {one} in the checkpoint, {other} now")
+            lines.append(in_line(f"{name}: {one} in the checkpoint, {other} now"))
     return lines
 
 

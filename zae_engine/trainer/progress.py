@@ -10,6 +10,8 @@ from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..terminal import printable
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -121,7 +123,7 @@ class LineBar(SilentBar):
 
     def write(self, line: str) -> None:
         with suppress(OSError, ValueError):  # an output that is gone (a closed pipe, a full disk) ends no training
-            print(line, file=self.stream, flush=True)
+            print(printable(line), file=self.stream, flush=True)
 
 
 class TqdmBar(SilentBar):
@@ -148,6 +150,7 @@ class TqdmBar(SilentBar):
             self._bar.refresh()
 
     def write(self, line: str) -> None:
+        line = printable(line)
         with suppress(OSError, ValueError):
             if in_notebook():
                 print(line, file=self.stream)

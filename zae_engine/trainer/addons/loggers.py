@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from ...logs.feed import Feed, close
 from ...logs.logger import Logger
 from ...logs.registry import LOGGERS, logger_class, require
+from ...near import nearest
 from ..fingerprint import plain_settings
 from ..run_folder import RunFolderAddon
 from ..settings import fixed
@@ -126,11 +126,11 @@ def _checked(web_logger: Any, names: Mapping[str, Any]) -> dict[str, dict[str, A
 
 
 def _meant(name: str, names: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, LOGGERS, n=1)
-    if near and near[0] in names:
-        return f"did you mean {near[0]!r}?"
+    near = nearest(name, names, 0.66) or nearest(name, LOGGERS)  # there are few in a stack
+    if near in names:
+        return f"did you mean {near!r}?"
     there = f"in this stack are {', '.join(names)}"
-    return f"{near[0]!r} needs its add-on in add_on(...); {there}" if near else f"add its add-on; {there}"
+    return f"{near!r} needs its add-on in add_on(...); {there}" if near else f"add its add-on; {there}"
 
 
 class TensorBoardLoggerAddon(LoggerAddon):

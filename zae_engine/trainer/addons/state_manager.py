@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 from ...checkpoint.errors import CheckpointError
 from ...checkpoint.folder import FOLDER, Checkpoint
 from ...launch.start import interactive
+from ...near import nearest
 from ..checks import check_choice, check_number, read_limits
 from ..fingerprint import differences
 from ..keeper import Keeper
@@ -103,8 +103,8 @@ class StateManagerAddon(RunFolderAddon):
         **kwargs: Any,
     ) -> None:
         if not isinstance(save_path, (str, os.PathLike)) or not str(save_path):
-            near = difflib.get_close_matches("save_path", kwargs, n=1) if save_path is None else []
-            hint = f"write save_path= for {near[0]}=" if near else "give the folder of this run: save_path='runs/first'"
+            near = nearest("save_path", kwargs) if save_path is None else None
+            hint = f"write save_path= for {near}=" if near else "give the folder of this run: save_path='runs/first'"
             raise TypeError(f"StateManagerAddon got save_path={save_path!r}; {hint}")
         check_choice("save_format", save_format, tuple(_FORMATS))
         if keep_last is not None:
@@ -151,8 +151,8 @@ class StateManagerAddon(RunFolderAddon):
         if not isinstance(resume, (str, os.PathLike, type(None))) or resume == "":
             raise TypeError(f"resume={resume!r} is not accepted; write 'auto', 'last', 'best' or a checkpoint's path")
         words = () if resume is None or Path(resume).exists() else ("auto", "last", "best")
-        if resume not in words and (near := difflib.get_close_matches(str(resume), words, n=1)):
-            raise ValueError(f"resume={resume!r} is no checkpoint; did you mean {near[0]!r}?")
+        if resume not in words and (near := nearest(str(resume), words, 0.7)):
+            raise ValueError(f"resume={resume!r} is no checkpoint; did you mean {near!r}?")
         if self.mode == "test":
             if resume is not None:
                 raise ValueError("resume= goes on with a training; in mode 'test', load_state('best') loads a state")

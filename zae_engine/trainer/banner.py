@@ -5,7 +5,6 @@ The trainer is passed as Any, since its module imports this one.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from .._version import __version__
 from ..launch.forking import fork_fault
 from ..logs.panels import part_of
 from ..logs.summary import advice, effort_lines, shares_of
+from ..near import nearest
 from .circumstances import loader_facts, peak_memory
 from .history import Row
 from .plan import BatchPlan
@@ -64,8 +64,8 @@ def unknown_in(show: Sequence[str], row: Row) -> str:
     missing = [name for name in show if name not in row and part_of(name, row)[0] not in quantities]
     if not missing:
         return ""
-    near = difflib.get_close_matches(missing[0], quantities, n=1)
-    there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, sorted(quantities)))}"
+    near = nearest(missing[0], quantities)
+    there = f"did you mean {near!r}?" if near else f"there are {', '.join(map(repr, sorted(quantities)))}"
     return f"show= names {missing[0]!r}, but no value has that name; {there}"
 
 

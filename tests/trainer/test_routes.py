@@ -88,7 +88,7 @@ def test_one_value_three_values_and_a_collection():
             TypeError,
             r"metrics\['acc'\], a MulticlassAccuracy, does not take what train_step returned: 'output' is a dict with"
             r" 'cls', 'pair'; 'target' is a dict with 'cls', 'pair'\. It says: .*"
-            r"metrics=\{'acc': \(metric, 'output\.cls', 'target\.cls'\)\} names what it gets",
+            r"Write metrics=\{'acc': \(metric, 'output\.cls', 'target\.cls'\)\} to name what it gets",
         ),
         (
             Tasks,

@@ -73,7 +73,7 @@ class Route:
                 if self._in_order == _USUAL:
                     raise KeyError(
                         f"metrics= needs 'output' and 'target' in what {step} returns; it returned {had}."
-                        f" {self._example(values)} names others"
+                        f" Write {self._example(values)} to name others"
                     )
                 raise KeyError(
                     f"metrics[{self.name!r}] takes {name!r}, which {step} did not return; it returned {had}"
@@ -88,7 +88,7 @@ class Route:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise TypeError(
             f"metrics[{self.name!r}], a {type(metric).__name__}, does not take what {step} returned: {came}. It says:"
-            f" {said[0].rstrip('.')}. {self._example(values)} names what it gets"
+            f" {said[0].rstrip('.')}. Write {self._example(values)} to name what it gets"
         ) from error
 
     def _example(self, values: Mapping[str, Any]) -> str:

@@ -82,6 +82,7 @@ ON_TWO = [
 ]
 
 
+@pytest.mark.slow
 def test_one_of_two_processes(nursery, tmp_path, undisturbed):
     setup = SETUP | {"epochs": 6, "save_every": "100ep"}
     for mishaps in ON_TWO:
@@ -125,7 +126,7 @@ def test_a_stop_and_a_signal_in_one_step(nursery, tmp_path, undisturbed):
     assert_goes_on(nursery, tmp_path, wanted, SETUP)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_time_of_a_job(nursery, tmp_path, undisturbed, processes):
     wanted, setup = undisturbed(SETUP, processes), SETUP | {"pause": 0.05, "options": {"max_time": "0.6s"}}
     ends = []

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, get_worker_info
 from tests.helpers import PlainTrainer, make
 from tests.launch.processes import clean, finish, free_port, start
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "tests.trainer.waiting_run"]
 PLACE = r"tests/trainer/waiting_run\.py:\d+, in "
 WAITS = r"process 0 \(pid \d+\) is in the exchange of gradients, in step \d+, and waits for process 1 \(pid \d+\)"

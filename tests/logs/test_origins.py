@@ -16,6 +16,7 @@ from zae_engine.logs.export import SyncError, export, sync
 from zae_engine.logs.reading import RunFolderError
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
 
+unauthenticate_session = pytest.importorskip("wandb.sdk.lib.wbauth").unauthenticate_session
 VICTIM = "one line\nthe last line, without its end"
 
 
@@ -50,6 +51,8 @@ def _user(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("HF_TOKEN", "hf_OF_THE_USER")
+    yield
+    unauthenticate_session()  # wandb remembers a key that it has used
 
 
 def strangers(logger, settings=None, id=None):

@@ -204,7 +204,7 @@ def test_banner_and_epoch_lines_on_standard_error(capsys):
     assert "samples/s" in lines[2]
     assert "Best: loss" in lines[-3]
     assert re.match(r"[\d,]+ samples/s; time: computing \d+%, waiting for data \d+%, evaluation \d+%\.", lines[-2])
-    assert re.fullmatch(r"Peak memory: \d+ MB of this process\.", lines[-1])
+    assert re.fullmatch(r"Peak memory: [\d.]+ [MG]B of this process\.", lines[-1])
 
 
 def test_log_bar_false_is_silent(capsys):

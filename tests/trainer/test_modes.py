@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.helpers import assert_equal, loader, make, weights
 from zae_engine import Trainer
+from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.trainer.addons import StateManagerAddon
 
 
@@ -191,3 +192,44 @@ def test_verify_keeps_the_modes():
     assert trainer.verify(loader(64, 16))
     model.teacher.train()
     assert not trainer.verify(loader(64, 16))
+
+
+@pytest.mark.filterwarnings("ignore:teacher is frozen, but the running statistics")
+def test_another_choice_than_the_run_began_with_is_refused_and_has_its_way_after_load_state(tmp_path):
+    def built(still):
+        model = Pair()
+        model.teacher.train(not still)
+        return distilling(model, Distilling.add_on(StateManagerAddon), save_path=tmp_path)
+
+    built(False).run(1, loader(), resume="auto")
+    trainer = built(True)
+    with pytest.raises(CheckpointError, match=r"in eval\(\): None in the checkpoint, teacher now"):
+        trainer.run(2, loader(), resume="auto")
+    trainer.load_state()
+    trainer.run(1, loader())
+    assert not trainer.seen[-1][-1]
+    with pytest.raises(CheckpointError, match=r"in eval\(\): None in the checkpoint, teacher now"):
+        built(True).run(3, loader(), resume=tmp_path / "checkpoints" / "000001-step-6")
+
+
+def test_what_the_models_own_train_keeps_in_eval_is_no_choice(tmp_path):
+    class Stubborn(Pair):
+        def train(self, mode=True):
+            super().train(mode)
+            self.teacher.eval()
+            return self
+
+    kind, model = Distilling.add_on(StateManagerAddon), Stubborn()
+    distilling(model, kind, save_path=tmp_path).run(1, loader(), resume="auto")
+    distilling(model, kind, save_path=tmp_path).run(2, loader(), resume="auto")  # train() was called by now
+
+
+def test_a_choice_is_told_by_its_topmost_names():
+    model = Pair()
+    model.student[1].eval()
+    model.teacher.training = False
+    assert distilling(model)._modes.in_words(model) == "student.1, teacher (itself)"
+    model.train()
+    assert distilling(model)._modes.in_words(model) is None
+    model.training = False
+    assert distilling(model)._modes.in_words(model) == "the model (itself)"

@@ -20,6 +20,7 @@ from ..checkpoint.names import own_name, own_names
 from ..checkpoint.sharded import FOLDER, VALUES, load_sharded, take_shards
 from ..checkpoint.weights import WeightsError, load_weights, own_state
 from .blame import warn
+from .fingerprint import IN_EVAL
 from .processes import is_sharded
 from .saving import BEST, MODEL, STATE, Contents, own_stem
 from .trained import Trained, put_trained
@@ -46,6 +47,7 @@ def whole_of(trainer: Any, contents: Contents) -> None:
         "position": trainer._position(),
         "modes": sorted(set(map(own_name, trainer._modes.chosen(trainer.model)))),
         "stack": trainer.state_dict(),
+        "kinds": _kinds(trainer),
         "optimizer": None if spread or engine else _optimizer(trainer).state_dict(),
         "trained": Trained(trainer.model, trainer.optimizer).plain(),
         "trained_before": trainer._border.plain() if trainer._open and trainer._border else None,
@@ -96,8 +98,10 @@ def put_whole(trainer: Any, checkpoint: Checkpoint) -> Nest:
     """
     state = _document(checkpoint, STATE)
     with fitting(checkpoint):
-        _put_parts(trainer, checkpoint, state)
-        if trainer.mode == "train" and "modes" in state:
+        _put_parts(trainer, checkpoint, state, final=not _comes_again(trainer, state))
+        # A script that has chosen others from the start has its way.
+        same = checkpoint.manifest.get("settings", {}).get(IN_EVAL) == trainer._settings.get(IN_EVAL)
+        if trainer.mode == "train" and "modes" in state and same:
             still = {own_name(name) for name in state["modes"]}
             names = [name for name, _ in trainer.model.named_modules() if own_name(name) in still]
             trainer._modes.choose(trainer.model, names)
@@ -148,13 +152,26 @@ def _put_border(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
 
     That is done a second time then; afterwards everything is put in again.
     """
-    before, midway = state.get("trained_before"), trainer._midway
-    if midway is None or before is None or trainer.optimizer is None:
+    if not _comes_again(trainer, state):
         return
+    before = state["trained_before"]
     if before != state["trained"] and not has_engine(trainer):
         _put_trained(trainer, state, before)
-    if before != state["trained"] or any("run_epoch" in vars(c) and _is_users(c) for c in type(trainer).__mro__):
-        midway.again = partial(_put_parts, trainer, checkpoint, state)
+    trainer._midway.again = partial(_put_again, trainer, checkpoint)
+
+
+def _comes_again(trainer: Any, state: Nest) -> bool:
+    """Whether the user's `run_epoch` will do, before the epoch goes on, what it has done before it began."""
+    before = state.get("trained_before")
+    if not state["position"]["midway"] or before is None or trainer.optimizer is None:
+        return False
+    return before != state["trained"] or any("run_epoch" in vars(c) and _is_users(c) for c in type(trainer).__mro__)
+
+
+def _put_again(trainer: Any, checkpoint: Checkpoint) -> None:
+    """Put in what was put in before, read anew, since what holds it may have changed it meanwhile."""
+    with fitting(checkpoint):
+        _put_parts(trainer, checkpoint, _document(checkpoint, STATE))
 
 
 def _put_trained(trainer: Any, state: Nest, trained: Nest) -> None:
@@ -167,7 +184,8 @@ def _is_users(cls: type) -> bool:
     return not cls.__module__.startswith("zae_engine.")
 
 
-def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
+def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest, final: bool = True) -> None:
+    """Put in what is trained, and what trains it; unless it is final, what does not fit is left out."""
     if trainer.optimizer is not None and "trained" in state and not has_engine(trainer):
         _put_trained(trainer, state, state["trained"])
     if has_engine(trainer):
@@ -184,13 +202,36 @@ def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest) -> None:
         load_weights(trainer.model, weights, source=f"{str(checkpoint.path)!r}")
         if trainer.optimizer is None:  # to be evaluated only
             return
-        _put_optimizer(_optimizer(trainer), state["optimizer"])
+        if _fits(trainer, state, "optimizer", final):
+            _put_optimizer(_optimizer(trainer), state["optimizer"], final)
     for name, part in (("scheduler", trainer.scheduler), ("scaler", trainer.accelerator.scaler)):
+        if not _fits(trainer, state, name, final):
+            continue
         if (part is None) != (state[name] is None):
             had = "none" if state[name] is None else "one"
             raise CheckpointError(f"the {name}: {had} in the checkpoint, {'none' if part is None else 'one'} now")
         if part is not None:
             part.load_state_dict(state[name])
+
+
+def _kinds(trainer: Any) -> dict[str, str | None]:
+    """The classes of what trains the model."""
+    parts = {"optimizer": _optimizer(trainer), "scheduler": trainer.scheduler}
+    return {name: None if part is None else type(part).__name__ for name, part in parts.items()}
+
+
+def _fits(trainer: Any, state: Nest, name: str, final: bool) -> bool:
+    """Whether the state is of the same class; refuse another one's, unless the user's `run_epoch` may exchange it."""
+    then, now = (kinds.get(name) for kinds in (state.get("kinds", {}), _kinds(trainer)))
+    if then == now or (final and None in (then, now)):  # that there is none is told elsewhere
+        return True
+    if final:
+        raise CheckpointError(
+            f"the {name}: {then} in the checkpoint, {now} now. Make the trainer with one of class {then}, and call"
+            " load_state('last') and run(...) without resume=; it is exchanged for one of another class between two"
+            " calls of run(..., resume='auto')"
+        )
+    return False
 
 
 def has_engine(trainer: Any) -> bool:
@@ -241,11 +282,13 @@ def _optimizer(trainer: Any) -> Any:
     return getattr(trainer._prepared_optimizer, "optimizer", trainer._prepared_optimizer)
 
 
-def _put_optimizer(optimizer: Any, state: Nest) -> None:
+def _put_optimizer(optimizer: Any, state: Nest, final: bool) -> None:
     """Load a state to the bit: torch's own loading gives moments the parameters' dtype."""
     then = [(len(g["params"]), sorted(g.keys() - {"params"})) for g in state["param_groups"]]
     now = [(len(g["params"]), sorted(g.keys() - {"params"})) for g in optimizer.param_groups]
     if then != now:
+        if not final:
+            return
         raise CheckpointError(f"the optimizer's groups: {then} in the checkpoint, {now} now")
     optimizer.load_state_dict(state)
     numbers = [n for group in state["param_groups"] for n in group["params"]]

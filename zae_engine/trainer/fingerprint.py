@@ -26,6 +26,7 @@ from ..terminal import in_line
 _LONG = 20_000
 _AROUND = "OptimizedModule("  # the first line of a compiled module's text; the next one has the module itself
 _STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
+IN_EVAL = "in eval()"  # the fact of the submodules that are
 _KIND = "class"  # of what the other options of the same fact belong to
 
 Facts = dict[str, Any]
@@ -43,6 +44,7 @@ def settings_of(trainer: Any) -> Facts:
         "mixed_precision": trainer.accelerator.mixed_precision,
         "seeded_samples": bool(trainer.seeded_samples),
         "sync_batchnorm": bool(trainer.sync_batchnorm),
+        IN_EVAL: trainer._modes.in_words(trainer.model),
         "model": _described(trainer.model),
         "parameters": {
             own_name(name): f"{'lazy' if is_lazy(p) else tuple(p.shape)} {str(p.dtype).removeprefix('torch.')}"

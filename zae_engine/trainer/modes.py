@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..checkpoint.names import own_name
+
 
 class Modes:
     """Puts a model into train mode, but for the submodules that the user has put into ``eval()``.
@@ -42,6 +44,18 @@ class Modes:
             return [name for name in still if known and name in self._chosen]
         return [name for name in still if not (known and name in self._left)]
 
+    def in_words(self, model: nn.Module) -> str | None:
+        """The submodules that stay in ``eval()``, by the user's choice and not by the model's own ``train()``."""
+        chosen = set(self.chosen(model))
+        if not chosen:
+            return None
+        before = [(module, module.training) for module in model.modules()]
+        model.train()
+        still = {module for name, module in model.named_modules() if name in chosen and module.training}
+        for module, training in before:
+            module.training = training
+        return ", ".join(_whole_ones(model, still)) or None
+
     def choose(self, model: nn.Module, names: Iterable[str]) -> None:
         """Train with these in ``eval()``; names that are not there are passed over."""
         self._model, self._chosen = ref(model), frozenset(names)
@@ -73,6 +87,18 @@ class Modes:
         new = [name for name in names if name not in self._said]
         self._said.update(new)
         return new
+
+
+def _whole_ones(module: nn.Module, chosen: set[nn.Module], name: str = "") -> Iterator[str]:
+    """Names for all of the chosen ones: of a part that is among them with all that is in it, the part's own."""
+    inside = set(module.modules())
+    if inside <= chosen:
+        yield own_name(name)
+        return
+    if module in chosen:
+        yield f"{own_name(name) or 'the model'} (itself)"
+    for child_name, child in module.named_children() if inside & chosen else ():
+        yield from _whole_ones(child, chosen, f"{name}.{child_name}".strip("."))
 
 
 def _listed(names: list[str]) -> str:

@@ -97,6 +97,7 @@ class Resuming(Evaluating):
         """The plan of a training epoch, from its first batch or from where it was left."""
         midway, self._midway = self._midway, None
         if midway is not None and midway.again is not None:
+            self._prepare()  # an optimizer, say, that was exchanged again
             midway.again()
         self._prepare()
         if not spreads(self.accelerator):  # whose optimizer is another one

@@ -135,9 +135,11 @@ def put_trained(
 
 def _put_groups(optimizer: Optimizer, groups: list[list[nn.Parameter]], options: Any) -> None:
     there = optimizer.param_groups
+    kept = {id(parameter) for parameters in groups for parameter in parameters}
     for group in there[len(groups) :]:
         for parameter in group["params"]:
-            optimizer.state.pop(parameter, None)
+            if id(parameter) not in kept:  # it may have come out of another group
+                optimizer.state.pop(parameter, None)
     del there[len(groups) :]
     # All of the old ones first: a parameter may have gone from one to another.
     for number, (group, parameters) in enumerate(zip(there, groups, strict=False)):

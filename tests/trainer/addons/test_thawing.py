@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from tests.helpers import PlainTrainer, assert_equal, loader, make, mlp, sgd, weights
-from tests.trainer.addons.resumed import Drawing, assert_resumes, build
+from tests.trainer.addons.resumed import Drawing, assert_resumes, broken_off, build, first_difference, outcome
 from zae_engine.checkpoint.errors import CheckpointError
+from zae_engine.checkpoint.folder import committed
 from zae_engine.trainer import AddOnBase
 from zae_engine.trainer.addons import StateManagerAddon
 
@@ -95,6 +96,48 @@ class GroupAddon(AddOnBase):
         super().run_epoch(loader, **kwargs)
 
 
+class Exchanging(Changing, Drawing):
+    """Another optimizer of the same class; in the epoch before, the moments of the old one are forgotten."""
+
+    def change(self, epoch):
+        if epoch == 2:
+            for state in self.optimizer.state.values():
+                state["exp_avg"].zero_()
+        if epoch == 3:
+            self.model[0].requires_grad_(True)
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.003)
+
+
+class Renewing(Changing, Drawing):
+    """A new head, with an optimizer of its own."""
+
+    def change(self, epoch):
+        if epoch == 2:
+            torch.manual_seed(9)
+            self.model[3] = nn.Linear(16, 3)
+            self.optimizer = adam(self.model)
+
+
+class Moving(Changing, Drawing):
+    """A parameter goes from one group into another one, with its state."""
+
+    def change(self, epoch):
+        if epoch == 2:
+            moved = self.optimizer.param_groups[0]["params"].pop()
+            state = self.optimizer.state.pop(moved)
+            self.optimizer.add_param_group({"params": [moved], "lr": 0.5})
+            self.optimizer.state[moved] = state
+
+
+class Patient(Adding):
+    """Tells the scheduler of the group, too."""
+
+    def change(self, epoch):
+        super().change(epoch)
+        if epoch == 2:
+            self.scheduler.min_lrs.append(0.0)
+
+
 CHANGES = {
     "thawed": (Thawing, {"model": head_only, "optimizer": lambda m: torch.optim.Adam(m.parameters(), lr=0.01)}),
     "frozen": (Freezing, {}),
@@ -110,6 +153,17 @@ CHANGES = {
             "scheduler": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 9),
         },
     ),
+    "added, with a plateau": (
+        Patient,
+        {
+            "model": head_only,
+            "optimizer": adam,
+            "scheduler": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
+        },
+    ),
+    "another optimizer": (Exchanging, {"model": head_only, "optimizer": adam}),
+    "a new head": (Renewing, {"model": head_only, "optimizer": adam}),
+    "moved": (Moving, {"optimizer": lambda m: torch.optim.Adam(m.parameters(), lr=0.01)}),
     "twice": (Twice, {"model": head_only, "optimizer": adam}),
     "halved": (Halving, {}),
     "inside": (Inside, {"model": head_only, "optimizer": adam}),
@@ -170,6 +224,35 @@ def test_what_comes_after_a_call_that_was_passed_over_has_the_weights_and_the_hi
         third.run(2, loader())  # its optimizer is not the run's yet
 
 
+def exponential(trainer):
+    trainer.scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.5)
+
+
+def momentum(trainer):
+    trainer.optimizer = sgd(trainer.model)
+
+
+@pytest.mark.parametrize(("what", "change"), [("scheduler", exponential), ("optimizer", momentum)])
+def test_another_class_is_gone_on_with_in_its_epoch_and_refused_later(tmp_path, what, change):
+    class Once(Changing, Drawing):
+        def change(self, epoch):
+            if epoch == 2:
+                change(self)
+
+    def script(folder):
+        step = {"scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 1)} if what == "scheduler" else {}
+        trainer = build(folder, kind=Once, optimizer=adam, **step)
+        trainer.run(3, loader(14, 7, shuffle=True), resume="auto")
+        return trainer
+
+    whole = script(tmp_path / "whole")
+    first, later = (c for c in committed(tmp_path / "whole" / "checkpoints") if c.step in (3, 4))
+    again = script(broken_off(tmp_path / "whole", first, tmp_path / "again"))
+    assert first_difference(outcome(whole), outcome(again)) is None
+    with pytest.raises(CheckpointError, match=f"the {what}: .* in the checkpoint, .* now. Make the trainer with"):
+        script(broken_off(tmp_path / "whole", later, tmp_path / "later"))
+
+
 def test_going_back_takes_groups_away_again(tmp_path):
     trainer = build(tmp_path, kind=Adding, model=head_only, optimizer=adam)
     trainer.run(3, loader(20, 7))
@@ -186,7 +269,7 @@ def test_what_the_script_freezes_now_stays_frozen(tmp_path):
     trainer = build(tmp_path, model=head_only, optimizer=sgd)
     trainer.load_state()
     assert not trainer.model[0].weight.requires_grad
-    trainer = build(tmp_path, model=head_only, optimizer=adam)
+    trainer = build(tmp_path, model=head_only, optimizer=lambda m: sgd(m[3]))
     with pytest.raises(CheckpointError, match="the optimizer's groups: "):
         trainer.load_state()
 

@@ -122,6 +122,8 @@ def test_the_precision_add_on_refuses():
     stacked = OldStyleTrainer.add_on(PrecisionMixerAddon)
     with pytest.raises(ValueError, match=r"precision='fp61' is not known; .*did you mean 'fp16'\?"):
         old_trainer(stacked, precision="fp61")
+    with pytest.raises(ValueError, match="precision=16 is not known; write one of 'auto', 'fp32'"):
+        old_trainer(stacked, precision=16)
     with pytest.raises(ValueError, match="precision='fp16': 'cpu' has none of these"):
         old_trainer(stacked, precision="fp16")
 

@@ -141,6 +141,20 @@ def test_a_metric_object_tells_its_direction(metrics, monitor):
     assert make(MLPTrainer, metrics=metrics, monitor=monitor).monitor_mode == "max"
 
 
+def test_a_loss_named_after_a_metric_is_not_taken_for_it():
+    with pytest.raises(ValueError, match="'loss_q' is better cannot be told from its name"):
+        make(MLPTrainer, metrics={"q": Odd()}, monitor="loss_q")
+    assert make(MLPTrainer, metrics={"acc": Odd()}, monitor="error_acc", monitor_mode="min").monitor_mode == "min"
+
+
+@pytest.mark.filterwarnings("ignore:valid_loader of this run gave no batch")
+def test_a_run_whose_validations_gave_nothing_says_so():
+    trainer = make()
+    trainer.run(2, loader(), [])
+    with pytest.raises(WeightsError, match="no best weights, since no validation has given all that 'loss' is decided"):
+        trainer.apply_weights()
+
+
 def test_a_direction_that_nobody_knows_is_asked_for():
     with pytest.raises(ValueError, match="'score' is better cannot be told from its name; write monitor_mode='min' or"):
         make(monitor="score")

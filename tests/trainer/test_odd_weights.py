@@ -12,6 +12,7 @@ from zae_engine.checkpoint import WeightsError, load_weights, read_weights, save
 from zae_engine.checkpoint.documents import read_tensors
 from zae_engine.checkpoint.folder import choose
 from zae_engine.checkpoint.weights import own_state
+from zae_engine.trainer import fingerprint
 from zae_engine.trainer.addons import StateManagerAddon
 
 pytestmark = [
@@ -233,6 +234,34 @@ def test_a_run_goes_on_whichever_parts_are_compiled(tmp_path, compiled):
         make(model=parts(one, seed=2), mode="test", optimizer=None).apply_weights(
             tmp_path / folder / "model.safetensors"
         )
+
+
+def test_equal_blocks_of_a_list_may_be_compiled_one_by_one(tmp_path):
+    """A list's text has equal modules in one line, as long as they are equal."""
+
+    def blocks(*compiled):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 3))
+        model.blocks = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)])
+        for number in compiled:
+            model.blocks[number] = compile_(model.blocks[number])
+        model.forward = lambda x: model[0](model.blocks[0](x))
+        return model
+
+    text = fingerprint._described(blocks())
+    assert "4 x Sequential" in text
+    for compiled in ((0,), (1, 2), (0, 1, 2, 3)):
+        model = blocks(*compiled)
+        before = repr(model)
+        assert fingerprint._described(model) == text
+        assert fingerprint._described(compile_(model)) == text
+        assert repr(model) == before
+
+
+def test_verify_names_what_is_compiled_by_its_own_name():
+    found = make(model=parts(("all", "body", "inner", "head"))).verify(loader())
+    assert "_orig_mod" not in str(found)
+    assert not found
 
 
 @pytest.mark.filterwarnings("ignore:.* stays in eval")

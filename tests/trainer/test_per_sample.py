@@ -157,13 +157,114 @@ def test_what_cannot_be_told_is_refused_before_anything_is_trained(loader, messa
         trained(WeightedTargets, loader, 4, gradient_accumulation_steps=2)
 
 
+class Wrapped:
+    """Another loader's batches, with a constant beside them."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return ({**batch, "w": W[4]} for batch in self.inner)
+
+
+@pytest.mark.parametrize("options", [{"gradient_accumulation_steps": 2}, {"shards": 2}], ids=str)
+@pytest.mark.parametrize("form", ["dict", "first", "list"])
+def test_a_constant_of_a_stream_is_refused_before_its_first_batch(form, options):
+    loader = DataLoader(FourStreamed(), batch_size=4, collate_fn=Collate(form, 4))
+    model = nn.Linear(3, 4).double()
+    before = weights(model)
+    trainer = WeightedTargets(model, device="cpu", optimizer=torch.optim.SGD(model.parameters()), **options)
+    with pytest.raises(TypeError, match=r"cannot tell whether batch\['w'\] is per sample"):
+        trainer.run(1, loader)
+    assert_equal(weights(model), before)
+
+
+class FourStreamed(IterableDataset):
+    def __iter__(self):
+        return iter(samples(4, 8))
+
+
+class Whole(Dataset):
+    """Its items are batches."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return batches((4, 4), 4)[index]
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "items"])
+def test_a_constant_of_other_loaders_is_refused_at_the_second_batch(kind):
+    plain = [{"x": batch["x"], "y": batch["y"]} for batch in batches((4, 4), 4)]
+    loader = Wrapped(plain) if kind == "wrapped" else DataLoader(Whole(), batch_size=None)
+    with pytest.raises(TypeError, match=r"cannot tell whether batch\['w'\] is per sample"):
+        trained(Everywhere, loader, 4, gradient_accumulation_steps=2)
+
+
+def test_targets_of_a_stream_are_cut():
+    class Targets(IterableDataset):
+        def __iter__(self):
+            return iter([(x, y[0]) for x, y in samples(1, 8)])
+
+    class Step(Trainer):
+        def train_step(self, batch):
+            return {"loss": ((self.model(batch[0])[:, 0] - batch[1]) ** 2).mean()}
+
+    def collate(rows):
+        return tuple(map(torch.stack, zip(*rows, strict=True)))
+
+    whole, cut = (
+        trained(Step, DataLoader(Targets(), 4, collate_fn=collate), 1, gradient_accumulation_steps=n) for n in (1, 2)
+    )
+    assert largest_difference(weights(whole.model), weights(cut.model)) < 1e-15
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "items", "stream"])
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_the_mean_of_an_epoch_weighs_samples_whoever_makes_the_batches(kind, count):
+    w = torch.arange(1.0, count + 1).double()
+
+    def collate(rows):
+        x, y = (torch.stack(column) for column in zip(*rows, strict=True))
+        return {"w": w, "x": x, "y": y}
+
+    made = list(DataLoader(samples(2), 4, collate_fn=collate))
+    loader = {
+        "list": lambda: made,
+        "generator": lambda: (batch for batch in made),
+        "items": lambda: DataLoader(made, batch_size=None),
+        "stream": lambda: DataLoader(Stream(), batch_size=4, collate_fn=collate),
+    }[kind]()
+    done = trained(Everywhere, loader, epochs=1)
+    four, again, two = done.get_loss_history()
+    assert done.history[-1]["train_loss"] == pytest.approx((4 * four + 4 * again + 2 * two) / 10, rel=1e-12)
+
+
+def test_what_the_samples_share_may_stand_first():
+    def shared(sizes):
+        return ({"w": b["w"][None], "x": b["x"], "y": b["y"]} for b in batches(sizes))
+
+    whole, cut = (trained(Counted, shared((4, 4, 2)), epochs=1, gradient_accumulation_steps=n) for n in (1, 2))
+    assert largest_difference(weights(whole.model), weights(cut.model)) < 1e-15
+    assert (whole.most, cut.most) == (4, 2)
+
+
 class Everywhere(WeightedTargets):
     def train_step(self, batch):
         return {"loss": ((self.model(batch["x"]) - batch["y"]) ** 2 * batch["w"].sum()).mean()}
 
 
+class Counted(Everywhere):
+    most = 0
+
+    def train_step(self, batch):
+        self.most = max(self.most, len(batch["x"]))
+        return super().train_step(batch)
+
+
 def test_a_length_that_changes_its_meaning_is_refused():
-    stream = (batch for batch in batches((4, 2), 4))
+    stream = (batch | {"w": batch["w"] * (i + 1)} for i, batch in enumerate(batches((4, 2), 4)))
     with pytest.raises(TypeError, match=r"batch\['w'\] had an entry for each sample before, and has 4 for 2 samples"):
         trained(Everywhere, stream, 4, epochs=1, gradient_accumulation_steps=2)
 

@@ -8,7 +8,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..redaction import without_secrets as without_secrets  # where it has been 
 from ..terminal import in_line
 
 _LONG = 20_000
-_AROUND = "OptimizedModule("  # the first line of a compiled module's text; the next one has the module itself
+_COMPILED = "OptimizedModule"  # the class of what torch.compile puts around a module
 _STEPS = ("train_step", "test_step", "metric_on_epoch_end", "run_epoch", "run_batch", "optimize", "check_better")
 IN_EVAL = "in eval()"  # the fact of the submodules that are
 _KIND = "class"  # of what the other options of the same fact belong to
@@ -168,20 +169,34 @@ def _state(scheduler: Any) -> Mapping[str, Any]:
 
 
 def _described(model: nn.Module) -> str:
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x", _uncompiled(repr(model)))
+    with _uncompiled(model) as plain:
+        text = re.sub(r"0x[0-9a-fA-F]+", "0x", repr(plain))
     text = re.sub(r"\bFSDP(?=[A-Z])", "", text)  # in front of the class of a module to which fully_shard was applied
     return text if len(text) <= _LONG else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _uncompiled(text: str) -> str:
-    """A module's text without what ``torch.compile`` puts around it, or around parts of it."""
-    lines = text.split("\n")
-    while (at := next((i for i, line in enumerate(lines) if line.endswith(_AROUND)), None)) is not None:
-        head = lines[at].removesuffix(_AROUND)
-        end = lines.index(" " * (len(head) - len(head.lstrip())) + ")", at)
-        inner = [line[2:] for line in lines[at + 1 : end]]
-        lines[at : end + 1] = [head + inner[0].lstrip().removeprefix("(_orig_mod): "), *inner[1:]]
-    return "\n".join(lines)
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the modules are there without what ``torch.compile`` puts around them, at each level.
+
+    Their text is made of it, and not mended afterwards: a list of equal modules is written as one line with a number.
+    """
+    whole = _inner(model)
+    around = [(parent._modules, name, child) for parent in whole.modules() for name, child in parent._modules.items()]
+    around = [(modules, name, child) for modules, name, child in around if child is not _inner(child)]
+    for modules, name, child in around:
+        modules[name] = _inner(child)
+    try:
+        yield whole
+    finally:
+        for modules, name, child in around:
+            modules[name] = child
+
+
+def _inner(module: Any) -> Any:
+    while type(module).__name__ == _COMPILED and hasattr(module, "_orig_mod"):
+        module = module._orig_mod
+    return module
 
 
 def _code(cls: type, name: str) -> str | None:

@@ -91,9 +91,11 @@ class Monitor:
         """The direction of any metric, as far as it is known."""
         plain = _plain(name)
         of_objects = [key for key in self._of_metrics if plain == key or plain.endswith(f"_{key}")]
-        if of_objects:
-            return self._of_metrics[max(of_objects, key=len)]
-        return direction_of(plain)
+        if not of_objects:
+            return direction_of(plain)
+        found = self._of_metrics[key := max(of_objects, key=len)]
+        told = direction_of(plain.removesuffix(key))  # 'loss_cls' beside an accuracy 'cls' is not that of a set 'loss'
+        return found if told in (None, found) else None
 
     @property
     def watched(self) -> list[str | None]:
@@ -146,6 +148,8 @@ class Monitor:
             return f"there are no best weights, since {said}, and {RULE}"
         if rows and not self.values(rows):
             return f"there are no best weights, since no epoch has had a value {self._name!r} (monitor=)"
+        if rows:
+            return f"there are no best weights, since no validation has given all that {self._name!r} is decided by"
         return "there are no best weights yet; they are kept from the first epoch's end on"
 
 

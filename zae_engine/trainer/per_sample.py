@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from functools import partial, reduce
+from functools import reduce
 from itertools import cycle, islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..launch.kin import walk
 from .batch import fingerprint, is_nest, leaves
-from .cutting import CutError, Marks, Path, child_of, count_samples, in_words, keys_of, marks_of, names_samples
+from .cutting import (
+    CutError,
+    Marks,
+    Path,
+    child_of,
+    count_samples,
+    in_words,
+    keys_of,
+    marks_of,
+    names_samples,
+    raw_samples,
+    sample_lists,
+)
 from .sampling import like_loader
 from .seeding import OwnStreams, generators_kept
 
@@ -36,6 +49,12 @@ class PerSample:
     def __init__(self) -> None:
         self.proven = False
         self._marks: Marks | None = None
+        self._ahead: Sequence[Any] = ()
+        self._doubt: _Weights | None = None
+
+    def look(self, ahead: Sequence[Any]) -> None:
+        """Be shown the first batches of a stream, to decide by."""
+        self._ahead = ahead if self._marks is None else ()
 
     def marks(self, loader: Any, batch: Any, ids: Sequence[Any], why: str) -> Marks | None:
         """The decision; None as long as nothing can be told, of batches with one sample.
@@ -51,6 +70,13 @@ class PerSample:
         """
         if self._marks is None:
             self._marks = self._decided(loader, batch, ids, why)
+            if self._marks is not None and not self.proven and not isinstance(loader, (list, tuple)):
+                self._doubt = _Weights(batch, self._marks)
+        elif self._doubt is not None and self._doubt.batch != id(batch):
+            doubt, self._doubt = self._doubt, None
+            if doubt.same:
+                doubt.see(batch)
+                doubt.refuse(why)
         return self._marks
 
     def _decided(self, loader: Any, batch: Any, ids: Sequence[Any], why: str) -> Marks | None:
@@ -64,8 +90,9 @@ class PerSample:
             return found
         self.proven = False
         found = _of_one(loader, batch, why)
-        if found is not None and isinstance(loader, (list, tuple)):
-            _refuse_the_same(loader, found, why)
+        batches, self._ahead = loader if isinstance(loader, (list, tuple)) else self._ahead, ()
+        if found is not None and batches:
+            _refuse_the_same(batches, found, why)
         return found
 
 
@@ -111,20 +138,62 @@ class Sizes:
             if self._marks is None:
                 total = self._size if self._size in _every_length(batch) else count_samples(batch)
                 self._marks = marks_of(batch, total)
-            return count_samples(batch, self._marks)
+            entries = [_at(batch, path) for path, cuts in self._marks.items() if cuts]
+            lengths = dict.fromkeys(len(entry) for entry in entries if entry is not None)
+            # What is as long as a whole batch, while others are not, is no part of the samples.
+            return next((n for n in lengths if n != self._size), count_samples(batch, self._marks))
         expected, found = self._rest if number == self._last else self._size, count_samples(batch)
         return expected if found != expected and expected in _every_length(batch) else found
 
 
-def sizes_of(loader: Any) -> Sizes | None:
-    """What tells the samples of a loader's batches; None where their first entry, or no one else, does."""
-    if not isinstance(loader, DataLoader) or collates_as_usual(loader) or loader.batch_size is None:
-        return None
-    return Sizes(loader)
+class Lengths:
+    """How many samples batches have that come as they are, where their tensors are not all of one length.
+
+    What tells it are the other batches of a list, or the entries whose lengths have changed, or else what most have.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._batches = loader if isinstance(loader, (list, tuple)) else ()
+        self._first: dict[Path, int] | None = None
+        self._marks: Marks | None = None
+
+    def count(self, batch: Any, number: int) -> int:
+        """Those of a batch; its number tells nothing."""
+        if self._marks is None and _of_several_lengths(batch):
+            self._marks = _of_all(self._batches) or self._moved(batch) or marks_of(batch, _usual_length(batch))
+        if self._marks is None and self._first is None:
+            self._first = _lengths(batch)
+        return count_samples(batch, self._marks)
+
+    def _moved(self, batch: Any) -> Marks | None:
+        """What is not as long as in the first batch, if all of it is of one length."""
+        now, first = _lengths(batch), self._first or {}
+        moved = {path: length != first.get(path, length) for path, length in now.items()}
+        return moved if len({now[path] for path, changed in moved.items() if changed}) == 1 else None
+
+
+def sizes_of(loader: Any) -> Sizes | Lengths | None:
+    """What tells the samples of a loader's batches; None where each of their entries does."""
+    if isinstance(loader, DataLoader):
+        if collates_as_usual(loader):
+            return None
+        if loader.batch_size is not None:
+            return Sizes(loader)
+    return Lengths(loader)
 
 
 def _every_length(batch: Any) -> set[int]:
     return {leaf.size(0) for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim}
+
+
+def _of_several_lengths(batch: Any) -> bool:
+    return len(_every_length(batch)) > 1 and not raw_samples(batch) and sample_lists(batch) is None
+
+
+def _usual_length(batch: Any) -> int:
+    """The length that most entries have; of as many, one that is not 1, or the first."""
+    count = Counter(_lengths(batch).values())
+    return max(count, key=lambda n: (count[n], n > 1)) if count else 1
 
 
 def _usual(batch: Any) -> Marks:
@@ -262,8 +331,10 @@ def _of_one(loader: Any, batch: Any, why: str) -> Marks | None:
     """What has the length that the first entry has, if most have it; or that the loader tells."""
     lengths, sizes = _lengths(batch), sizes_of(loader)
     count = Counter(lengths.values())
-    expected = sizes.first() if sizes is not None and sizes.first() in _every_length(batch) else None
+    expected = sizes.first() if isinstance(sizes, Sizes) and sizes.first() in _every_length(batch) else None
     total = count_samples(batch) if expected is None else expected
+    if total == 1 and _of_several_lengths(batch):  # what the samples share stands first
+        total = _usual_length(batch)
     if total < 2:
         return None
     most = max((n for length, n in count.items() if length != total), default=0)
@@ -277,22 +348,52 @@ def _of_one(loader: Any, batch: Any, why: str) -> Marks | None:
     return marks_of(batch, total)
 
 
-def _refuse_the_same(batches: Sequence[Any], marks: Marks, why: str) -> None:
-    """Refuse an entry of as many weights as there are samples that is the same in all batches, while others differ."""
-    batches = [batch for batch in batches if batch is not None]
-    rows = {path: [_at(batch, path) for batch in batches] for path, cuts in marks.items() if cuts}
-    same = {path: all(map(partial(_equal, row[0]), row[1:])) for path, row in rows.items()}
-    for path, alike in same.items():
-        entry = rows[path][0]
-        weights = isinstance(entry, Tensor) and entry.ndim == 1 and entry.is_floating_point()
-        if alike and weights and bool((entry != entry[0]).any()) and not all(same.values()):
+class _Weights:
+    """What of a batch may be weights that are the same for all samples, as long as no other batch tells.
+
+    These are numbers in a row that are not all the same, as a constant for each class or target is, and not whole ones,
+    which may be the classes of a sampler that takes as many of each.
+    """
+
+    def __init__(self, batch: Any, marks: Marks) -> None:
+        self.batch = id(batch)
+        entries = {path: _at(batch, path) for path, cuts in marks.items() if cuts}
+        self.same = {p: fingerprint(entry) for p, entry in entries.items() if _may_be_weights(entry)}
+        others = entries.keys() - self.same.keys() if self.same else ()
+        self._others = {path: fingerprint(entries[path]) for path in others}
+        self._differ = False
+
+    def see(self, batch: Any) -> None:
+        """Keep what is the same in this batch, too."""
+        count = len(self.same)
+        self.same = {path: own for path, own in self.same.items() if fingerprint(_at(batch, path)) == own}
+        self._differ |= len(self.same) < count
+        self._differ |= any(fingerprint(_at(batch, path)) != own for path, own in self._others.items())
+
+    def refuse(self, why: str) -> None:
+        """Refuse an entry that has been the same in all batches that were seen, while others differ."""
+        if self._differ and self.same:
             raise CutError(
-                f"{why} cannot tell whether {in_words(path)} is per sample: it has as many entries as a batch has"
-                " samples, but is the same in every batch. Keep what is the same for all samples outside of the batch"
-                " (on the trainer, say), or give it a first dimension of 1; or load with a DataLoader, which can be"
-                " asked for batches of other sizes"
+                f"{why} cannot tell whether {in_words(next(iter(self.same)))} is per sample: it has as many entries as"
+                " a batch has samples, but is the same in every batch. Keep what is the same for all samples outside of"
+                " the batch (on the trainer, say), or give it a first dimension of 1; or load with a DataLoader, which"
+                " can be asked for batches of other sizes"
             )
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return fingerprint(one) == fingerprint(other)
+def _may_be_weights(entry: Any) -> bool:
+    if isinstance(entry, Tensor):
+        plain = entry.layout == torch.strided and not entry.is_nested
+        return plain and entry.ndim == 1 and entry.is_floating_point() and bool((entry != entry[:1]).any())
+    return isinstance(entry, (list, tuple)) and all(isinstance(v, float) for v in entry) and len(set(entry)) > 1
+
+
+def _refuse_the_same(batches: Sequence[Any], marks: Marks, why: str) -> None:
+    """Refuse weights that are the same in all of these batches, while others differ."""
+    first, *others = [batch for batch in batches if batch is not None]
+    weights = _Weights(first, marks)
+    for batch in others:
+        if not weights.same:
+            return
+        weights.see(batch)
+    weights.refuse(why)

@@ -165,6 +165,10 @@ class BatchPlan:
             first = list(islice(batches, 1))
             _refuse_other_batches(self._processes.gather(fingerprint(first)))
             batches = chain(first, batches)
+        if self._looks_ahead:
+            ahead = list(islice(batches, 2))
+            self._per_sample.look(ahead)
+            batches = chain(ahead, batches)
         for batch in batches:
             if batch is None:
                 continue
@@ -175,6 +179,12 @@ class BatchPlan:
                 self._share = Share(sum(sizes), sizes[index] if index == self.layout.index else 0)
                 batch = group[index]
             yield batch
+
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether two batches of a stream are compared before the first is taken; the loader makes each anew."""
+        stream = isinstance(self.loader, DataLoader) and self.loader.batch_size is not None
+        return stream and (self.layout.cuts or self._processes is not None) and not collates_as_usual(self.loader)
 
     def window(self, batch: Any) -> Window:
         """The window of a batch that the plan gave, or of a global batch that every process has."""

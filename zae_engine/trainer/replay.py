@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..checkpoint.names import own_name
 from . import checks
 from .batch import leaves, map_nest, place
 from .cutting import Marks, count_samples, slices
@@ -68,7 +69,7 @@ class Replay:
         self._probe._own = OwnValues(kept=False)
         self._model: nn.Module = self._probe.model
         self._modes, self._still = Modes(), trainer._modes.chosen(trainer.model)
-        self._parameters = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        self._parameters = {own_name(n): p for n, p in self._model.named_parameters() if p.requires_grad}
         self._before = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
         self.error: Exception | None = None
         self._narrowest(dtype)
@@ -164,7 +165,7 @@ class Replay:
         factor = window.correction()
         shares = [share * (1.0 if factor is None else float(factor)) for share in shares]
         gradients = [_weighted(column, shares) for column in zip(*parts, strict=True)]
-        buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
+        buffers = {own_name(n): buffer.detach().clone() for n, buffer in self._model.named_buffers()}
         return Outcome(dict(zip(self._parameters, gradients, strict=True)), buffers, parts, shares, counted)
 
     def _reset(self, frozen: bool) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..checkpoint.names import own_name
 from . import checks
 from .cutting import Marks, Path, count_samples, even_edges, in_words
 from .per_sample import PerSample, per_sample
@@ -205,7 +206,7 @@ def _cause(replay: Replay, batch: Any, sizes: list[int], tensor: str | None) -> 
 
 
 def _said(replay: Replay, causes: list[str]) -> str:
-    text = "; ".join(_CAUSES[cause] for cause in causes).replace(_NORM, repr(next(iter(replay.norms), "")))
+    text = "; ".join(_CAUSES[cause] for cause in causes).replace(_NORM, repr(own_name(next(iter(replay.norms), ""))))
     if not _FIXED_BY_SHARDS.issuperset(causes):
         return text
     which = f"the trainer's shards={replay.shards}" if replay.shards else "shards=N"

@@ -593,6 +593,35 @@ class Rarely(Rival):
             super().fight(batch)
 
 
+class Lately(Rival):
+    """Is made in the first step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kept = []
+
+    def fight(self, batch):
+        if not self.kept:
+            torch.manual_seed(3)
+            self.kept = [nn.Linear(10, 2, dtype=F64)]
+            self.kept.append(torch.optim.SGD(self.kept[0].parameters(), lr=0.01))
+        self.rival, self.steps = self.kept
+        super().fight(batch)
+
+
+class Toggled(Rival):
+    """Is frozen but for its own step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rival.requires_grad_(False)
+
+    def fight(self, batch):
+        self.rival.requires_grad_(True)
+        super().fight(batch)
+        self.rival.requires_grad_(False)
+
+
 class Around(Digits):
     """It is none of the trainer's attributes."""
 
@@ -670,6 +699,8 @@ SEVERAL = {
     "in-model": partial(several, Rival, with_rival),
     "in-optimize": partial(several, InOptimize),
     "later": partial(several, Rarely),
+    "lately": partial(several, Lately),
+    "toggled": partial(several, Toggled),
     "around": partial(several, Around),
     "alone": partial(several, Alone),
     "frozen": partial(several, Frozen),

@@ -106,9 +106,11 @@ class Generators:
 
 
 def trained_tensors(roots: Mapping[str, Root]) -> list[tuple[str, Tensor]]:
-    """What can be trained of all that can be reached, by path."""
+    """What can be trained of all that can be reached, by path; a parameter that is frozen now may be so for a while."""
     found = ((path, leaf) for path, _, leaf in _walk(roots) if isinstance(leaf, Tensor))
-    return [(path, leaf) for path, leaf in found if leaf.requires_grad and leaf.is_leaf]
+    return [
+        (path, leaf) for path, leaf in found if isinstance(leaf, nn.Parameter) or (leaf.requires_grad and leaf.is_leaf)
+    ]
 
 
 def owned_by(cls: type, package: str) -> frozenset[str]:

@@ -34,8 +34,15 @@ class OneModel:
 
     def __init__(self, processes: Processes, trainer: Any) -> None:
         self._processes = processes
-        self._others = self._found(trainer)
-        self._before = _marks([t for _, t in self._others])
+        self._others: Named = []
+        self._before: list[int] = []
+        self.look(trainer)
+
+    def look(self, trainer: Any) -> None:
+        """Note what there is to compare beside the model, some of which may be made in the first step only."""
+        known = {id(t) for _, t in self._others}
+        new = [(name, t) for name, t in self._found(trainer) if id(t) not in known]
+        self._others, self._before = [*self._others, *new], [*self._before, *_marks([t for _, t in new])]
 
     def _found(self, trainer: Any) -> Named:
         """What can be trained beside the model, as far as every process has it."""

@@ -172,9 +172,11 @@ class Placing(Records):
         step = self.progress_checker.get_step() - 1
         if self._one_model is None or self._compared == step:
             return
-        first = self._compared is None and self._alike
+        earliest, first = self._compared is None, self._compared is None and self._alike
         self._compared, self._alike = step, False
         found = self._one_model.difference(self.model, first)
+        if earliest:
+            self._one_model.look(self)
         if found is None:
             return
         words = found.words(step, [name for group in self._trained.groups for name in group])

@@ -111,7 +111,7 @@ def prepare(
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = 1  # for its reports of speed; it would ask a prepared loader
         settings["gradient_clipping"] = max_norm
-    if not apart and not is_sharded(module.model):
+    if not apart and not _is_alone(accelerator) and not is_sharded(module.model):
         prepared: tuple[Any, Any] = accelerator.prepare(module, optimizer)  # a None stays None
         return prepared
     if apart and (spreads(accelerator) or is_sharded(module.model)):
@@ -126,10 +126,16 @@ def prepare(
 def prepare_again(accelerator: Accelerator, module: StepModule, optimizer: Any, apart: bool) -> Any:
     """Return a module anew as Accelerate prepares it; the optimizer, which it has prepared before, stays as it is."""
     accelerator.free_memory()  # which collects garbage, a fifth of a second long: hooks of what was prepared before
-    whole = accelerator.prepare_model(module, evaluation_mode=apart or is_sharded(module.model))
+    without = apart or _is_alone(accelerator) or is_sharded(module.model)
+    whole = accelerator.prepare_model(module, evaluation_mode=without)
     if optimizer is not None:
         accelerator.prepare_optimizer(optimizer)  # is noted only; to prepare it again would cast its state
     return whole
+
+
+def _is_alone(accelerator: Accelerator) -> bool:
+    """Whether a launcher has started one process only, which has nobody to exchange gradients with."""
+    return accelerator.num_processes == 1 and accelerator.distributed_type in _PLAIN[1:]
 
 
 def spreads(accelerator: Accelerator) -> bool:

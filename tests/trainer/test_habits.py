@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import zae_engine.trainer.addons as all_add_ons
-from tests.helpers import PlainTrainer, loader, make, mlp, sgd
+from tests.helpers import PlainTrainer, data, loader, make, mlp, sgd
 from zae_engine import AddOnBase, Trainer
 from zae_engine.near import nearest
-from zae_engine.trainer.addons import EarlyStoppingAddon, PrecisionMixerAddon, StateManagerAddon
+from zae_engine.trainer.addons import CSVLoggerAddon, EarlyStoppingAddon, PrecisionMixerAddon, StateManagerAddon
 from zae_engine.trainer.compose import ADD_ONS, options_of
 
 
@@ -256,3 +256,20 @@ def test_auto_is_accepted_among_precisions(asked, got):
 def test_a_run_of_no_epoch_says_so(capsys):
     make(log_bar=True).run(0, loader())
     assert "nothing was trained in this call" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("add_on", [StateManagerAddon, CSVLoggerAddon])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"train_loader": loader(), "max_epochs": 1}, "no option"),
+        ({"max_epochs": 1, "loader": loader()}, "did you mean 'n_epoch'"),
+        ({"n_epoch": 1, "train_loader": loader()}, "did you mean 'loader'"),
+        ({"n_epoch": 1, "loader": data()}, "loader is a TensorDataset, a dataset"),
+        ({"n_epoch": 1, "loader": loader(), "valid_loader": {"a": data()}}, "valid_loader 'a' is a TensorDataset"),
+    ],
+)
+def test_a_call_that_is_refused_leaves_no_folder_of_a_failed_run(tmp_path, add_on, given, words):
+    with pytest.raises(TypeError, match=words):
+        make(PlainTrainer.add_on(add_on), save_path=tmp_path / "run").run(**given)
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -9,8 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from . import checks
 from .compose import AddOnBase
 from .fingerprint import circumstances_of, data_of, settings_of
+from .plan import named
 from .run_log import RunLog
 from .schedule import Duration, Interval
 from .settings import fixed
@@ -77,10 +79,18 @@ class RunFolderAddon(AddOnBase):
             return history
         self._refuse_session()
         if not self._run_log.is_open:
+            self._check_call(loader, valid_loader, options)
             self._note_settings()
             self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
         with self._run_log.holding(), self._run_log.opened():
             return super().run(n_epoch, loader, valid_loader, **options)
+
+    def _check_call(self, loader: Any, valid_loader: Any, options: dict[str, Any]) -> None:
+        """Refuse what needs no run to be refused, so that no folder of a failed one is left."""
+        checks.check_run_options(type(self), options)
+        checks.check_loader(loader, "loader")
+        for name, each in named(valid_loader).items():
+            checks.check_loader(each, f"valid_loader {name!r}" if name else "valid_loader")
 
     def _at_rest(self) -> None:
         log, step = self._run_log, self.progress_checker.get_step() - 1

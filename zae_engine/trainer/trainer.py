@@ -230,6 +230,7 @@ class Trainer(Pacing):
         History
             Of all calls together.
         """
+        checks.check_run_options(type(self), kwargs)
         self.loader, self.valid_loader = loader, valid_loader
         # What DeepSpeed or FSDP has prepared has parameters of its own, and was checked before.
         kept = self._prepared_for == (self.model, self.optimizer) and spreads(self.accelerator)
@@ -237,7 +238,6 @@ class Trainer(Pacing):
         checks.check_parts(*parts, None if kept else self.scheduler, self.scheduler_step_on_batch)
         limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
         self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
-        checks.check_run_options(type(self), kwargs)
         checks.check_steps(self, self.mode == "train", self.mode == "test" or bool(self._valid_sets))
         checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
         batches = self._plan(loader).batches

@@ -158,6 +158,7 @@ class StateManagerAddon(RunFolderAddon):
                 raise ValueError("resume= goes on with a training; in mode 'test', load_state('best') loads a state")
             return super().run(n_epoch, loader, valid_loader, **options)
         self._refuse_session()
+        self._check_call(loader, valid_loader, options)
         self._note_settings()
         self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
         self._keeper.data = {}

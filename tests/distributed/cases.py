@@ -576,6 +576,18 @@ class Rival(Digits):
         return {"loss": nn.functional.cross_entropy(out, y) - self.rival(out).square().mean(), "ids": ids}
 
 
+class TakesPart(Digits):
+    """Its backward comes before the trainer's, and takes the exchange of its gradients with it."""
+
+    def train_step(self, batch):
+        x, y, ids = batch
+        rival = torch.optim.SGD(self.model.rival.parameters(), lr=0.01)
+        nn.functional.cross_entropy(self.model.rival(self.model[:3](x).detach()), y % 2).backward()
+        rival.step()
+        rival.zero_grad()
+        return {"loss": nn.functional.cross_entropy(self.model[:3](x), y), "ids": ids}
+
+
 class InOptimize(Rival):
     def optimize(self, window):
         super().optimize(window)
@@ -697,6 +709,7 @@ SEVERAL = {
     "in-step-pieces": partial(several, Rival, gradient_accumulation_steps=2),
     "in-step-shards": partial(several, Rival, shards=12),
     "in-model": partial(several, Rival, with_rival),
+    "in-model-first": partial(several, TakesPart, with_rival),
     "in-optimize": partial(several, InOptimize),
     "later": partial(several, Rarely),
     "lately": partial(several, Lately),

@@ -11,7 +11,7 @@ THAWS = [name for name in cases() if name.startswith("thaw-")]
 # After which step another model on another process is found, and what is said of it; of seven steps an epoch.
 FOUND = {
     **dict.fromkeys(("in-step", "in-step-pieces", "in-step-shards", "in-optimize", "toggled"), (1, "'trainer.rival.")),
-    "in-model": (1, "'rival.weight' is not the same on process 1"),
+    **dict.fromkeys(("in-model", "in-model-first"), (1, "'rival.weight' is not the same on process 1")),
     "around": (1, "'OUTSIDE.weight' is not the same on process 1"),
     "lately": (7, "'trainer.rival.weight' is not the same on process 1"),
     "later": (14, "'trainer.rival.weight' is not the same on process 1"),

@@ -83,6 +83,23 @@ def test_a_step_with_another_signature_is_refused_when_the_trainer_is_made():
     with pytest.raises(TypeError, match=r"test_step\(\) of IndexedTest cannot be called"):
         make(IndexedTest)
 
+    class WithOutputs(PlainTrainer):
+        def metric_on_epoch_end(self, outputs):
+            return {}
+
+    with pytest.raises(TypeError, match=r"metric_on_epoch_end\(outputs\) .* gets nothing; write metric_on_epoch_"):
+        make(WithOutputs)
+
+
+def test_the_class_of_a_scheduler_is_none():
+    with pytest.raises(TypeError, match=r"is a class; create it first: scheduler=StepLR\(optimizer"):
+        make(scheduler=torch.optim.lr_scheduler.StepLR)
+
+
+def test_an_option_that_is_spelt_otherwise_is_named_before_what_is_missing():
+    with pytest.raises(TypeError, match="has no option 'epochs'"):
+        make().run(epochs=3, loader=loader())
+
 
 # ---------------------------------------------------------------------- methods, attributes, options
 

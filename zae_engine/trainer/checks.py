@@ -67,9 +67,10 @@ def check_steps(trainer: Any, trains: bool, tests: bool) -> None:
     for name, needed in (("train_step", trains), ("test_step", tests)):
         step = getattr(trainer, name)
         if not getattr(step, "missing", False):
-            _check_signature(trainer, name, step)
+            _check_signature(trainer, name, step, (None,), "the batch and nothing else", _STEP_INSTEAD.format(name))
         elif needed:
             raise missing_step(trainer, name)
+    _check_signature(trainer, _METRICS, getattr(trainer, _METRICS), (), "nothing", _METRICS_INSTEAD)
 
 
 def to_be_written(step: T) -> T:
@@ -87,17 +88,21 @@ def missing_step(trainer: Any, name: str) -> TypeError:
     return TypeError(f"{type(trainer).__name__} has no {name}, which is needed to {purpose}; {way}")
 
 
-def _check_signature(trainer: Any, name: str, step: Any) -> None:
+_STEP_INSTEAD = "{}(self, batch) (the step's number is self.progress_checker.get_step())"
+_METRICS = "metric_on_epoch_end"
+_METRICS_INSTEAD = f"{_METRICS}(self) (self.log_train and self.log_test hold what the steps returned)"
+
+
+def _check_signature(trainer: Any, name: str, method: Any, given: tuple[Any, ...], gets: str, instead: str) -> None:
     try:
-        signature = inspect.signature(step)
+        signature = inspect.signature(method)
     except (TypeError, ValueError):  # something callable that does not tell
         return
     try:
-        signature.bind(None)
+        signature.bind(*given)
     except TypeError as error:
         raise TypeError(
-            f"{name}{signature} of {type(trainer).__name__} cannot be called, since it gets the batch and nothing else;"
-            f" write {name}(self, batch) (the step's number is self.progress_checker.get_step())"
+            f"{name}{signature} of {type(trainer).__name__} cannot be called, since it gets {gets}; write {instead}"
         ) from error
 
 
@@ -145,6 +150,9 @@ def check_scheduler(scheduler: Any, optimizer: Optimizer | None, on_batch: bool)
         several = isinstance(scheduler, (list, tuple))
         hint = "one, several in a row by SequentialLR" if several else "one of torch.optim.lr_scheduler, or None"
         raise TypeError(f"scheduler={shortly(scheduler)} has no step(); give {hint}")
+    if isinstance(scheduler, type):
+        name = scheduler.__name__
+        raise TypeError(f"scheduler={name} is a class; create it first: scheduler={name}(optimizer, ...)")
     inner = getattr(optimizer, "optimizer", optimizer)  # of one that Accelerate has prepared
     if getattr(scheduler, "optimizer", optimizer) not in (optimizer, inner):
         raise ValueError(

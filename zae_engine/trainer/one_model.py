@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -53,8 +53,10 @@ class OneModel:
         first, *others = everyone
         return [(name, mine[name]) for name, kind in first.items() if all(other.get(name) == kind for other in others)]
 
-    def difference(self, model: nn.Module, first: bool) -> Difference | None:
-        """The first parameter that is not the same on every process; None when all are.
+    def difference(self, model: nn.Module, first: bool, trained: Collection[str]) -> Difference | None:
+        """The first parameter that is not the same on every process, and of two the one that is a cause.
+
+        Where the optimizer lacks one of them, something else trains it, and may have taken gradients of the others.
 
         Parameters
         ----------
@@ -62,6 +64,13 @@ class OneModel:
             With the same parameters on every process.
         first : bool
             Whether one update was made only, so that no rounding can have added up.
+        trained : collection of str
+            The names of what the optimizer has.
+
+        Returns
+        -------
+        Difference or None
+            None when all are the same.
         """
         own = [(n, p.detach()) for n, p in parameters_of(model) if _comparable(p)]
         marks, others = _marks([t for _, t in own]), _marks([t for _, t in self._others])
@@ -74,6 +83,7 @@ class OneModel:
         moved = [True] * len(own) + everyone[:, len(own) + len(others) :].any(0).tolist()
         named = [*own, *((n, t.detach()) for n, t in self._others)]
         wrong = [each for each, other, there in zip(named, differs, moved, strict=False) if other and there]
+        wrong.sort(key=lambda each: each[0] in trained)
         return self._largest(wrong, first, {n for n, _ in self._others}) if wrong else None
 
     def _largest(self, wrong: Named, first: bool, others: set[str]) -> Difference:
@@ -115,7 +125,7 @@ class Difference:
     def __init__(self, name: str, process: int, apart: float, rounding: bool, beside: bool) -> None:
         self.name, self.process, self.apart, self.rounding, self.beside = name, process, apart, rounding, beside
 
-    def words(self, step: int, trained: Sequence[str]) -> str:
+    def words(self, step: int, trained: Collection[str]) -> str:
         """What differs, and why that can be; `trained` are the names of what the optimizer has."""
         where = (
             f"{self.name!r} is not the same on process {self.process} as on process 0 after step {step}: they are apart"

@@ -174,15 +174,17 @@ class Placing(Records):
             return
         earliest, first = self._compared is None, self._compared is None and self._alike
         self._compared, self._alike = step, False
-        found = self._one_model.difference(self.model, first)
+        trained = {name for group in self._trained.groups for name in group}
+        found = self._one_model.difference(self.model, first, trained)
         if earliest:
             self._one_model.look(self)
         if found is None:
             return
-        words = found.words(step, [name for group in self._trained.groups for name in group])
+        words = found.words(step, trained)
         if not found.rounding:
             left_out = next(filter(None, self._processes.gather(without_gradient(self._prepared))), None)
-            raise RuntimeError(self._untaken() or (unused(in_words(left_out)) if left_out else words))
+            lacks = unused(in_words(left_out)) if left_out and found.name in trained else ""
+            raise RuntimeError(self._untaken() or lacks or words)
         self._warn_once("one model", words)
 
     def _untaken(self) -> str | None:

@@ -18,7 +18,7 @@ MARK = "ZAE_OF_THIS_TEST"
 
 # Trains until the second sample is asked for, which never comes: its worker would stay for ever.
 SCRIPT = """
-import os, time
+import os, sys, time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, get_worker_info
@@ -31,6 +31,10 @@ class Hangs:
         os.write(1, f"loads {os.getpid()}\\n".encode())
         time.sleep(600)
 
+class Wraps:
+    def __init__(self, loader): self.loader = loader
+    def __iter__(self): yield from self.loader
+
 class T(Trainer):
     def train_step(self, batch): return {"loss": self.model(batch).mean()}
     test_step = train_step
@@ -38,7 +42,8 @@ class T(Trainer):
 torch.set_num_threads(1)
 model = nn.Linear(2, 1)
 trainer = T(model, "cpu", optimizer=torch.optim.SGD(model.parameters(), lr=0.1), log_bar=False)
-trainer.run(1, DataLoader(Hangs(), batch_size=4, num_workers=1))
+loader = DataLoader(Hangs(), batch_size=4, num_workers=1)
+trainer.run(1, Wraps(loader) if "wrapped" in sys.argv else loader)
 """
 
 SAVES = """
@@ -118,8 +123,9 @@ def test_without_their_launcher_the_processes_save_and_end(started, tmp_path):
     assert saved.step >= 5
 
 
-def test_a_killed_process_leaves_no_worker_even_if_that_hangs(started):
-    process, value = started([sys.executable, "hangs.py"], 1)
+@pytest.mark.parametrize("loader", ["the loader", "wrapped"])
+def test_a_killed_process_leaves_no_worker_even_if_that_hangs(started, loader):
+    process, value = started([sys.executable, "hangs.py", loader], 1)
     assert len(family(MARK, value)) == 2
     assert_all_end(process, value)
 

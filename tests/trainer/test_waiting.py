@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from tests.helpers import PlainTrainer, make
 from tests.launch.processes import clean, finish, free_port, start
+from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer.peers import Peers
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +24,11 @@ WORKER = r"worker \d \(pid \d+\) of its loader, which "
 LOST = r"process 0 of 2 \(pid \d+\) has lost process 1 \(pid \d+\), which has failed in step \d+: "
 
 
-def on_two(what, limit):
+def on_two(what, limit, waiting=0):
     """What the process that waits says, and the one that is waited for."""
     world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    waits, hangs = (start([*COMMAND, what, limit], clean(**world, RANK=i, LOCAL_RANK=i)) for i in range(2))
+    both = [start([*COMMAND, what, limit], clean(**world, RANK=i, LOCAL_RANK=i)) for i in range(2)]
+    waits, hangs = both[waiting], both[1 - waiting]
     try:
         ((code, _, said),) = finish(waits)
         assert code == 1, said
@@ -50,6 +53,19 @@ def test_the_process_that_does_not_come_is_named_and_ends_the_run(what, words):
     sentence = f"nothing has gone on: {WAITS}, which {words}$"
     assert re.search(rf"^zae-engine: for [3-6] s {sentence}", said, re.MULTILINE), said
     assert re.search(rf"RuntimeError: for too long {sentence}", said, re.MULTILINE), said
+
+
+def test_a_process_that_hangs_between_two_runs_is_named():
+    said, _ = on_two("between", "8s")
+    place = r"(is in .*, outside of the epochs), and waits for process 1 \(pid \d+\), which is in "
+    sentence = rf"nothing has gone on: process 0 \(pid \d+\) {place}.*{PLACE}main, outside of the epochs$"
+    assert re.search(rf"^zae-engine: for [6-8] s {sentence}", said, re.MULTILINE), said
+    assert re.search(rf"RuntimeError: for too long {sentence}", said, re.MULTILINE), said
+
+
+def test_the_first_process_is_named_though_what_it_keeps_for_all_does_not_answer():
+    said, _ = on_two("first stopped", "6s", waiting=1)
+    assert re.search(r"RuntimeError: .* process 0 \(pid \d+\), which is stopped \(`kill -CONT", said), said
 
 
 @pytest.mark.slow  # each starts two processes, as those above
@@ -86,6 +102,42 @@ def test_a_loader_s_worker_is_named_and_ends_a_run_of_one_process(capsys):
     assert re.search(rf"nothing has gone on: this process is waiting for {where}, in step 1\n", capsys.readouterr().err)
 
 
+class Wrapped:
+    """What a user puts around a loader."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+def test_a_worker_is_named_outside_of_a_run(tmp_path, capsys):
+    loader, said = (
+        DataLoader(Hangs(), batch_size=4, num_workers=1),
+        f"this process waits for {WORKER}is in .*__getitem__",
+    )
+    with pytest.raises(RuntimeError, match="max_wait=2 s is over"):
+        make(max_wait="2s").inference(loader)
+    assert re.search(said, capsys.readouterr().err)
+    trainer = make(PlainTrainer.add_on(StateManagerAddon), save_path=tmp_path, max_wait="2s")
+    with pytest.raises(RuntimeError, match="max_wait=2 s is over"):  # what a later start is compared with is looked at
+        trainer.run(1, loader)
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_store_that_is_gone_is_not_asked_again():
+    store = torch.distributed.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    peers = Peers([("here", 1), ("there", 2)], 0)
+    peers._store = torch.distributed.TCPStore("127.0.0.1", store.port, is_master=False)
+    peers.tell(words="")
+    assert peers._store is not None
+    del store
+    for _ in range(3):
+        peers.tell(words="")
+    assert peers._store is None
+
+
 def test_nobody_watches_a_run_that_waits_for_nobody():
     class Counted(PlainTrainer):
         def train_step(self, batch):
@@ -97,6 +149,8 @@ def test_nobody_watches_a_run_that_waits_for_nobody():
     make(Counted).run(1, DataLoader(data, batch_size=4))
     assert not any("zae-watch" in seen for seen in names)
     make(Counted).run(1, DataLoader(data, batch_size=4, num_workers=1))
+    assert "zae-watch" in names[-1]
+    make(Counted).run(1, Wrapped(DataLoader(data, batch_size=4, num_workers=1)))
     assert "zae-watch" in names[-1]
     assert "zae-watch" not in [thread.name for thread in threading.enumerate()]
 

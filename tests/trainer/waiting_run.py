@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from zae_engine import Trainer
 
+FIRST = os.environ.get("RANK", "0") == "0"
 LAST = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
 
 
@@ -38,6 +39,8 @@ class Waiting(Trainer):
     what = ""
 
     def train_step(self, batch):
+        if FIRST and self.what == "first stopped" and self.progress_checker.get_step() == 12:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if LAST and self.progress_checker.get_step() == 12:
             if self.what == "code":
                 time.sleep(600)
@@ -56,7 +59,11 @@ def main(what, limit):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Waiting(model, "cpu", optimizer=optimizer, log_bar=False, max_wait=limit)
     trainer.what = what
-    trainer.run(2, DataLoader(Data(what), batch_size=8, num_workers=2))
+    loader = DataLoader(Data(what), batch_size=8, num_workers=2)
+    trainer.run(2, loader)
+    if LAST and what == "between":
+        time.sleep(600)
+    trainer.run(1, loader)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +104,29 @@ def walk(loader: Iterable[Any]) -> Iterator[Any]:
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         return iter(loader)
     _register()
+    with _workers_start():
+        iterator = iter(loader)
+    # What wraps a loader walks over it, and so starts its workers, once it is asked for a batch.
+    return iterator if hasattr(loader, "num_workers") or not has_workers(loader) else _asked_first(iterator)
+
+
+def has_workers(loader: Any) -> bool:
+    """Whether a loader has workers, or one that it wraps and keeps."""
+    return any(getattr(one, "num_workers", 0) for one in (loader, *getattr(loader, "__dict__", {}).values()))
+
+
+def _asked_first(iterator: Iterator[Any]) -> Iterator[Any]:
+    with _workers_start():
+        first = list(islice(iterator, 1))
+    yield from first
+    yield from iterator
+
+
+@contextmanager
+def _workers_start() -> Iterator[None]:
     _starting.parent = os.getpid()
     try:
-        return iter(loader)
+        yield
     finally:
         _starting.parent = None
 

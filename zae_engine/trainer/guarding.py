@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from accelerate.utils import InitProcessGroupKwargs
 
+from ..launch.kin import has_workers
+from .loader_workers import let_tell
 from .patience import Waits
 from .peers import Peers, address
 from .processes import Processes
@@ -54,6 +56,7 @@ class Guard:
         peers = Peers(processes.gather(address()), processes.index)
         self._watch = Watch(self._waits, peers, self._counted)
         if processes.count > 1:
+            self._waits.explain = self._explain
             self._watch.start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
@@ -63,6 +66,9 @@ class Guard:
         like._waits = copy.deepcopy(self._waits, memo)
         like._watch = Watch(like._waits, self._watch.peers, like._counted)
         return like
+
+    def _explain(self, error: Exception) -> str:
+        return self._watch.explain(error)
 
     def _counted(self) -> Any:
         trainer = self._trainer()
@@ -82,15 +88,16 @@ class Guard:
     @contextmanager
     def run(self, loaders: Iterable[Any]) -> Iterator[None]:
         """Around a run: whoever waits says for whom, and an exchange that fails names the process that is the cause."""
-        if self._waits.count == 1 and not any(getattr(loader, "num_workers", 0) for loader in loaders):
+        if self._waits.count == 1 and not any(map(has_workers, loaders)):
             yield  # nobody is there to be waited for
             return
+        let_tell()
         self._waits.running = True
         self._watch.start()
         try:
             yield
         except Exception as error:
-            text = self._watch.explain(error) if self._waits.count > 1 else ""
+            text = self._waits.explain(error)
             self._watch.fail(error)
             if text:
                 raise RuntimeError(text) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,6 +14,15 @@ from ..launch import kin
 from .loader_workers import describe_awaited, let_tell
 
 NOTICE = 30.0  # seconds after which a wait is told
+
+
+class WaitError(RuntimeError):
+    """A process has waited too long."""
+
+
+def say(text: str) -> None:
+    """Print what a process waits for."""
+    print(f"zae-engine: {text}", file=sys.stderr, flush=True)
 
 
 class Waits:
@@ -26,18 +36,29 @@ class Waits:
         Of the processes.
     where : callable
         Says what the training is at, such as ``"step 12"``.
+
+    Attributes
+    ----------
+    explain : callable
+        Says who has made an exchange fail; empty for any other error.
     """
 
     def __init__(self, limit: float | None, index: int, count: int, where: Callable[[], str]) -> None:
         self.limit, self.count, self.where = limit, count, where
         self.notice = NOTICE if limit is None else min(NOTICE, limit / 2)
+        self.explain: Callable[[Exception], str] = lambda error: ""
         self.running = False
         self.name = f"process {index} of {count} (pid {os.getpid()})" if count > 1 else "this process"
 
-    def over(self, waited: float, whom: str) -> RuntimeError:
+    @property
+    def watched(self) -> bool:
+        """Whether a thread beside this one looks, and says who is waited for."""
+        return self.running or self.count > 1
+
+    def over(self, waited: float, whom: str) -> WaitError:
         """What ends a run that has waited too long."""
         text = f"for {waited:.0f} s, {self.name} has waited in {self.where()} for {whom}"
-        return RuntimeError(f"{text}; max_wait={self.limit:g} s is over")
+        return WaitError(f"{text}; max_wait={self.limit:g} s is over")
 
     def walk(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Begin to walk over a loader; whoever waits for its workers does not do so for ever."""
@@ -64,7 +85,10 @@ class _Patience:
         if there:
             self._waited = 0.0
         else:
-            self._waited += timeout
+            before, self._waited = self._waited, self._waited + timeout
+            if before < self._waits.notice <= self._waited and not self._waits.watched:
+                awaited = describe_awaited(iterator)
+                say(f"for {self._waited:.0f} s nothing has gone on: this process waits for {awaited}")
             if self._waits.limit is not None and self._waited >= self._waits.limit:
                 raise self._waits.over(self._waited, describe_awaited(iterator))
         return there, batch

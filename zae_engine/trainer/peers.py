@@ -20,7 +20,7 @@ V = TypeVar("V")
 
 _ANSWER = 5.0  # seconds within which the store has to answer
 _FRESH = 8.0  # seconds after which who has told nothing more is silent
-_GONE = ("is gone", "has ended")
+_GONE, _STOPPED = ("is gone", "has ended"), "is stopped"
 _NAMED = 4  # processes in a sentence
 
 
@@ -84,8 +84,12 @@ class Peers:
         answers: list[V] = []
 
         def talk() -> None:
-            with suppress(Exception):  # its host is gone
+            try:
                 answers.append(question(self._store))
+            except torch.distributed.DistNetworkError:  # its host is gone, of which torch tells at each question
+                self._store = None
+            except Exception:  # it has not answered
+                return
 
         self._talk = threading.Thread(target=talk, daemon=True, name="zae-talk")
         self._talk.start()
@@ -100,9 +104,9 @@ class Peers:
         on = "" if all(one == host for one, _ in self.addresses) else f" on {host}"
         return f"process {index} (pid {pid}{on})"
 
-    def is_gone(self, index: int) -> bool:
-        """Whether a process of this machine has ended."""
-        return self.silent(index) in _GONE
+    def is_lost(self, index: int) -> bool:
+        """Whether a process of this machine has ended, or is stopped."""
+        return self.silent(index).startswith((*_GONE, _STOPPED))
 
     def silent(self, index: int) -> str:
         """What the machine knows about a process that has told nothing."""
@@ -114,7 +118,7 @@ class Peers:
         except psutil.Error:
             return _GONE[0]
         if status == psutil.STATUS_STOPPED:
-            return f"is stopped (`kill -CONT {pid}` lets it go on)"
+            return f"{_STOPPED} (`kill -CONT {pid}` lets it go on)"
         return _GONE[1] if status == psutil.STATUS_ZOMBIE else "does not say that it is stuck"
 
 

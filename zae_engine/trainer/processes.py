@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,22 @@ from torch import Tensor, nn
 from .patience import Waits
 
 V = TypeVar("V")
+P = ParamSpec("P")
+
+
+def _explained(exchange: Callable[Concatenate[Processes, P], V]) -> Callable[Concatenate[Processes, P], V]:
+    """Let an exchange that fails say who has not come; within a run that is done for all that fails there."""
+
+    @functools.wraps(exchange)
+    def explained(self: Processes, /, *args: P.args, **kwargs: P.kwargs) -> V:
+        try:
+            return exchange(self, *args, **kwargs)
+        except RuntimeError as error:
+            if not self.waits.running and (text := self.waits.explain(error)):
+                raise RuntimeError(text) from error
+            raise
+
+    return explained
 
 
 class Processes:
@@ -49,10 +66,12 @@ class Processes:
         self.waits = Waits(None, self.index, self.count, str)
         self._groups: dict[int, Any] = {}
 
+    @_explained
     def gather(self, value: V) -> list[V]:
         """Every process's (picklable) value, in the processes' order."""
         return [value] if self.count == 1 else list(gather_object([value]))
 
+    @_explained
     def from_first(self, value: V) -> V:
         """Process 0's (picklable) value."""
         return value if self.count == 1 else broadcast_object_list([value], from_process=0)[0]
@@ -79,21 +98,25 @@ class Processes:
         wide = torch.float32 if device.type == "mps" else torch.float64  # which that device does not have
         return torch.stack([torch.as_tensor(v, device=device).detach().to(wide).reshape(()) for v in values])
 
+    @_explained
     def sum(self, values: Sequence[float | Tensor]) -> Tensor:
         """The sums of some numbers over the processes, as one tensor of shape (len(values),) on the device."""
         own = self.numbers(values)
         return own if self.count == 1 else self._accelerator.reduce(own, "sum")
 
+    @_explained
     def stack(self, blocks: Tensor) -> Tensor:
         """Every process's blocks, of shape (k, …), in the processes' order, of shape (count · k, …)."""
         return blocks if self.count == 1 else self._accelerator.gather(blocks)
 
+    @_explained
     def same_weights(self, model: nn.Module) -> None:
         """Give every process the parameters and buffers of process 0, in place."""
         if self.count > 1:
             for tensor in (*model.parameters(), *model.buffers()):
                 torch.distributed.broadcast(tensor.detach(), src=0)
 
+    @_explained
     def same_buffers(self, model: nn.Module) -> None:
         """Give every process the buffers of process 0, in place: BatchNorm's statistics differ within an epoch."""
         if self.count > 1 and not is_sharded(model):
@@ -106,6 +129,7 @@ class Processes:
             self._groups[count] = torch.distributed.new_group(range(count))
         return self._groups[count]
 
+    @_explained
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.count > 1:

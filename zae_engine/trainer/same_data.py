@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..launch.kin import walk
 from .batch import fingerprint, leaves
 from .held_state import Generators
+from .patience import WaitError
 from .plan import named
 from .processes import Processes
 from .sampling import set_epoch
@@ -32,6 +31,7 @@ _CLOSE = 1e-4  # what another machine may round or decode otherwise, of the root
 Marks = list[str | None]
 Look = tuple[Marks, bool]
 Facts = dict[str, Any]
+Walk = Callable[[Iterable[Any]], Iterator[Any]]
 
 
 def look(loader: Any, valid_loader: Any, seed: int, processes: Processes) -> Facts:
@@ -50,7 +50,7 @@ def look(loader: Any, valid_loader: Any, seed: int, processes: Processes) -> Fac
     loaders |= {f"valid_loader {name!r}" if name else "valid_loader": one for name, one in named(valid_loader).items()}
     with OwnStreams():
         set_epoch(loader, 0)  # wherever an earlier call of `run` has left it
-        mine = {name: _facts(one, seed) for name, one in loaders.items()}
+        mine = {name: _facts(one, seed, processes.waits.walk) for name, one in loaders.items()}
     everyone = processes.gather(mine)
     return {name: _agreed([other[name] for other in everyone]) for name in mine}
 
@@ -113,15 +113,19 @@ def _close(one: str, other: str) -> bool:
 # ---------------------------------------------------------------------- one loader
 
 
-def _facts(loader: Any, seed: int) -> Facts:
+def _facts(loader: Any, seed: int, walk: Walk) -> Facts:
     dataset = getattr(loader, "dataset", loader)
     facts: Facts = {"length": _length(dataset), "split": split_of(loader), "samples": {}, "drawn": False}
     if not isinstance(dataset, IterableDataset) and hasattr(dataset, "__getitem__") and facts["length"]:
         places = sorted({mix(seed, "place", i) % facts["length"] for i in range(_SAMPLES)})
-        with suppress(Exception):  # ids may be names; what is wrong with a dataset shows when it is used
-            for place, (marks, drawn) in zip(places, _looked_at(loader, dataset, places, seed), strict=False):
+        try:
+            for place, (marks, drawn) in zip(places, _looked_at(loader, dataset, places, seed, walk), strict=False):
                 facts["samples"][str(place)] = marks
                 facts["drawn"] |= drawn
+        except WaitError:
+            raise
+        except Exception:  # ids may be names; what is wrong with a dataset shows when it is used
+            pass
     _drop_unsteady(facts["samples"])
     return facts
 
@@ -133,7 +137,7 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def _looked_at(loader: Any, dataset: Any, places: list[int], seed: int) -> Iterator[Look]:
+def _looked_at(loader: Any, dataset: Any, places: list[int], seed: int, walk: Walk) -> Iterator[Look]:
     """What is seen of some samples, until it takes too long.
 
     Where the loader has workers, one of these does it: a file that a dataset opens when it is first asked must not be

@@ -42,13 +42,14 @@ class Standing(NamedTuple):
 CODE = Standing("code", "", None)
 
 
-def standing_of(thread: int) -> Standing:
-    """Where a thread, by its ident, stands at this moment."""
+def standing_of(thread: int, in_words: bool = True) -> Standing:
+    """Where a thread, by its ident, stands at this moment; `in_words` asks a loader's workers, too."""
     frames = list(_outwards(sys._current_frames().get(thread)))
     for frame in frames:
         file = frame.f_code.co_filename
         if is_in(file, _LOADER) and (iterator := _with_workers(frame)) is not None:
-            return Standing("loader", f"waiting for {describe_awaited(iterator)}", frame)
+            awaited = describe_awaited(iterator) if in_words else "its loader's workers"
+            return Standing("loader", f"waiting for {awaited}", frame)
         if is_in(file, *_EXCHANGES, *_BACKWARD):
             backward = is_in(file, *_BACKWARD)  # of which torch's own threads do the exchange
             words = "in the exchange of gradients" if backward else f"in an exchange, from {_place(frames)}"

@@ -6,13 +6,12 @@ import atexit
 import functools
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from .patience import Waits
+from .patience import Waits, say
 from .peers import Peers, several
 from .standing import CODE, standing_of
 
@@ -79,6 +78,8 @@ class Watch:
     def _look(self, ended: threading.Event) -> None:
         while not ended.wait(self._tick):
             count = self._counted()
+            if not self.waits.running:
+                self._stand(told=False)
             if count != self._count:
                 self._go_on(count)
             elif time.monotonic() - self._since >= self.waits.notice:
@@ -93,18 +94,13 @@ class Watch:
         self.peers.forget()
 
     def _judge(self) -> None:
-        now, before, computed = time.monotonic(), self._standing, time.process_time() - self._computed
-        self._computed += computed
-        self._standing = standing_of(self._of)
-        mine = self._standing.kind == "loader" or self.waits.count > 1
-        if not mine or (self._standing.kind == "backward" and computed > self._tick / 4):  # it computes, and is slow
-            self._standing = self._standing._replace(kind="code")
-        # Within a run nothing has been counted since; outside of one, this very exchange has to last.
-        if not self.waits.running and (self._standing.kind == "code" or self._standing.frame is not before.frame):
-            self._stood = now
-        waited = now - self._stood if self._standing.kind != "code" else 0.0
+        self._stand()
+        waits = self._standing.kind != "code"
+        waited = time.monotonic() - self._stood if waits else 0.0
         self.peers.tell(kind=self._standing.kind, words=self._words(), waited=waited)
         told = self.peers.told()
+        now = time.monotonic()  # a store that does not answer takes its time
+        waited = now - self._stood if waits else 0.0
         self._asked |= any(state["waited"] >= self.waits.notice for state in told.values())
         self._say(told, waited)
         limit = self.waits.limit
@@ -113,9 +109,23 @@ class Watch:
         if waited >= limit + _GRACE or (self._asked and now - self._since >= limit + 2 * _GRACE):
             self._leave()
 
+    def _stand(self, told: bool = True) -> None:
+        """See where this process stands, and since when; a loader's workers are asked only for what is told."""
+        before, computed = self._standing, time.process_time() - self._computed
+        self._computed += computed
+        self._standing = standing_of(self._of, told)
+        mine = self._standing.kind == "loader" or self.waits.count > 1
+        if not mine or (self._standing.kind == "backward" and computed > self._tick / 4):  # it computes, and is slow
+            self._standing = self._standing._replace(kind="code", frame=None)
+        # Within a run nothing has been counted since; outside of one, this very exchange has to last.
+        if not self.waits.running and (self._standing.kind == "code" or self._standing.frame is not before.frame):
+            self._stood = time.monotonic()
+
     def _words(self) -> str:
-        where = f"in {self.waits.where()}" if self.waits.running else "not in run()"
-        return f"is {self._standing.words}, {where}"
+        return f"is {self._standing.words}, {self._at()}"
+
+    def _at(self) -> str:
+        return f"in {self.waits.where()}" if self.waits.running else "outside of the epochs"
 
     def _say(self, told: dict[int, dict[str, Any]], waited: float) -> None:
         """If this is the first process that waits, say for whom."""
@@ -128,7 +138,7 @@ class Watch:
         if first and (waited >= self._next or (over and self._next < float("inf"))):
             self._next = float("inf") if over else 2 * waited
             ending = f"; max_wait={limit:g} s is over, and the run ends" if over else ""
-            _print(f"for {waited:.0f} s nothing has gone on: {self._sentence}{ending}")
+            say(f"for {waited:.0f} s nothing has gone on: {self._sentence}{ending}")
 
     def _whom(self, told: dict[int, dict[str, Any]]) -> str:
         """Where this process is, and which of the others has not come."""
@@ -143,39 +153,35 @@ class Watch:
 
     def _leave(self) -> None:
         """End a process that cannot be ended from within, since its thread is in an exchange or hangs."""
-        _print(f"{self._sentence or self._words()}; max_wait={self.waits.limit:g} s is over, so this process ends")
+        say(f"{self._sentence or self._words()}; max_wait={self.waits.limit:g} s is over, so this process ends")
         os._exit(1)
 
     def explain(self, error: Exception) -> str:
         """Who has made an exchange fail, or lost a worker; empty for any other error."""
         text = " ".join(str(error).split())
-        where = self.waits.where()
         if _WORKER in text:
-            return f"{self.waits.name} has lost a worker of its loader in {where}: {text}"
+            return f"{self.waits.name} has lost a worker of its loader {self._at()}: {text}"
         if not isinstance(error, RuntimeError) or not _LOST.search(text):
             return ""
         end = time.monotonic() + 2.0
         while time.monotonic() < end and not self._sentence:
             if named := self._lost():
-                return f"{self.waits.name} has lost {several(named)}, in {where}"
+                self._next = float("inf")  # that says it all
+                return f"{self.waits.name} has lost {several(named)}, {self._at()}"
             time.sleep(self._tick / 2)
         return self._sentence and f"for too long nothing has gone on: {self._sentence}"
 
     def _lost(self) -> list[str]:
-        """The others that have failed or are gone."""
+        """The others that have failed, are gone, or are stopped, so that they cannot tell anything."""
         told = {i: state["words"] for i, state in self.peers.told().items() if state["kind"] == "failed"}
         others = [i for i in range(self.waits.count) if i != self.peers.index]
-        lost = {i: told.get(i, self.peers.silent(i)) for i in others if i in told or self.peers.is_gone(i)}
+        lost = {i: told.get(i, self.peers.silent(i)) for i in others if i in told or self.peers.is_lost(i)}
         return [f"{self.peers.describe(i)}, which {words}" for i, words in lost.items()]
 
     def fail(self, error: BaseException) -> None:
         """Let the others know why this process ends."""
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        self.peers.tell(kind="failed", words=f"has failed in {self.waits.where()}: {text}", waited=0.0)
-
-
-def _print(text: str) -> None:
-    print(f"zae-engine: {text}", file=sys.stderr, flush=True)
+        self.peers.tell(kind="failed", words=f"has failed {self._at()}: {text}", waited=0.0)
 
 
 @functools.cache

@@ -268,7 +268,8 @@ def test_verify_names_what_is_compiled_by_its_own_name():
 def test_a_part_in_eval_stays_so_whichever_is_compiled(tmp_path):
     for folder, one, other in (("there", ("inner",), ()), ("back", (), ("inner",))):
         first, second = parts(one), parts(other, seed=1)
-        first.body[0].eval()
+        for model in (first, second):
+            model.body[0].eval()
         trained(tmp_path / folder, first)
         resumed = trained(tmp_path / folder, second, 2, resume="auto")
         tracked = {k: v for k, v in own_state(resumed.model).items() if "tracked" in k}

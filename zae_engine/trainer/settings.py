@@ -106,7 +106,10 @@ def _module(trainer: Any, model: Any) -> nn.Module:
 
 
 def _awaits_epoch(trainer: Any, _: Any) -> None:
-    """What was prepared is of another one, until an epoch or a run begins."""
+    """What was prepared is of another one, until an epoch or a run begins, or it is put back."""
+    if trainer._prepared_for == (trainer.model, trainer.optimizer):
+        trainer._make_update()
+        return
     trainer._update = NoUpdate(
         "another model or optimizer was assigned in the middle of an epoch; assign it before run(), or in run_epoch"
         " before super().run_epoch(...), where the trainer prepares it"

@@ -1,5 +1,6 @@
 """What `check_better` kept is what is saved, whatever the model's weights are before and after."""
 
+import copy
 import os
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from tests.averaging import Averaged
 from tests.helpers import PlainTrainer, assert_equal, loader, make, mlp, weights
 from tests.trainer.test_trainer_best import Tied
+from zae_engine.trainer import AddOnBase
 from zae_engine.trainer.addons import StateManagerAddon
 
 ORDERS = {"outside": (StateManagerAddon, Averaged), "inside": (Averaged, StateManagerAddon)}
@@ -77,3 +79,57 @@ def test_tied_weights_are_there_once(tmp_path, save_every):
     again.apply_weights()
     assert torch.equal(again.model.head.weight, trainer.judged["embed.weight"])
     assert again.model.head.weight is again.model.embed.weight
+
+
+class Exchanged(AddOnBase):
+    """Evaluates, and is judged by, another module, which stands in the model's place meanwhile."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+
+    @torch.no_grad()
+    def optimize(self, window):
+        with torch.enable_grad():
+            super().optimize(window)
+        for mine, live in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mine.lerp_(live, 0.1)
+
+    def _exchange(self):
+        self.model, self.average = self.average, self.model
+
+    def run_epoch(self, loader, **kwargs):
+        if self.mode == "train":
+            return super().run_epoch(loader, **kwargs)
+        self._exchange()
+        super().run_epoch(loader, **kwargs)
+        return self._exchange()
+
+    def check_better(self, cur_epoch, cur_loss):
+        self._exchange()
+        better = super().check_better(cur_epoch, cur_loss)
+        self._exchange()
+        return better
+
+
+@pytest.mark.parametrize("valid_every", ["1ep", "2st"])
+def test_a_model_that_is_put_back_is_trained_on(tmp_path, valid_every):
+    trainer = make(Rising.add_on(Exchanged, StateManagerAddon), save_path=tmp_path, monitor="off", monitor_mode="min")
+    trainer.run(3, loader(), loader(20), valid_every=valid_every)
+    plain = make(Rising)
+    plain.run(3, loader(), loader(20), valid_every=valid_every)
+    assert_equal(weights(trainer.model), weights(plain.model))
+    judged = load_file(tmp_path / "model.safetensors")
+    assert any(not torch.equal(judged[name], value) for name, value in plain.weight_buffer["weight"][0].items())
+    trainer.apply_weights()
+    assert_equal(weights(trainer.model), judged)
+
+
+def test_a_model_that_is_not_put_back_in_time_is_refused():
+    class Forgetful(PlainTrainer):
+        def run_batch(self, batch, **kwargs):
+            super().run_batch(batch, **kwargs)
+            self.model = copy.deepcopy(self.model)
+
+    with pytest.raises(ValueError, match="another model or optimizer was assigned in the middle of an epoch"):
+        make(Forgetful).run(1, loader())

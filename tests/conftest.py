@@ -1,3 +1,10 @@
+"""What holds for all tests: one thread, which of them may start processes, and how many run at once."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -6,8 +13,67 @@ from zae_engine.trainer.afterwards import Afterwards
 # A picture takes longer than most of the runs here; the tests of pictures ask for them.
 Afterwards.pictures = False
 
+# Who starts the suite in the background has it, and all that it starts, ignore Ctrl-C; some tests send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
+MOST_AT_ONCE = 4
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """One thread, as the figures in the documentation."""
     torch.set_num_threads(1)
+
+
+# ---------------------------------------------------------------------- which tests start processes
+
+
+class Starts:
+    """Refuses the start of a process in a test that has not asked for the fixture ``processes``."""
+
+    allowed = True  # between the tests, and while session fixtures are made
+
+    def __call__(self, event: str, arguments: tuple) -> None:
+        if self.allowed or event not in STARTS or (event == "subprocess.Popen" and arguments[0] == "git"):
+            return
+        raise AssertionError(f"a test starts a process ({event} {arguments[:2]}): let it use the fixture 'processes'")
+
+
+STARTED = Starts()
+sys.addaudithook(STARTED)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """For whoever starts processes; the marker ``process`` comes from it."""
+
+
+@pytest.fixture(autouse=True)
+def _starts_no_process(request):
+    STARTED.allowed = "processes" in request.fixturenames
+    yield
+    STARTED.allowed = True
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "processes" in getattr(item, "fixturenames", ()):
+            item.add_marker("process")
+
+
+# ---------------------------------------------------------------------- which tests run, and how many at once
+
+
+def pytest_configure(config):
+    """Leave out what takes minutes or needs a GPU, unless ``-m`` speaks of it."""
+    asked = config.option.markexpr
+    left_out = [f"not {name}" for name in ("slow", "gpu") if name not in asked]
+    config.option.markexpr = " and ".join([f"({asked})"] * bool(asked) + left_out)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many as there are cores, but for files and tests that were named: these are quicker without."""
+    named = any(Path(word.split("::")[0]).suffix == ".py" for word in config.args)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if named or cores == 1 else min(cores, MOST_AT_ONCE)

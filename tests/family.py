@@ -59,7 +59,8 @@ def family(name: str, value: str) -> list[psutil.Process]:
     mine, found = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid not in mine and process.environ().get(name) == value:
+            known = process.pid not in mine and process.environ().get(name) == value
+            if known and process.status() != psutil.STATUS_ZOMBIE:  # which nobody may fetch any more
                 found.append(process)
     return found
 

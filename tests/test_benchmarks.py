@@ -47,6 +47,7 @@ def test_skipping(quick):
         assert names(rows)[:2] == ["from 0", "from 10,000"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_seeded(quick):
     found, _ = quick("seeded")
     assert list(found) == ["0", "2"]

@@ -11,6 +11,8 @@ import pytest
 from tests import family
 from tests.family import run_in_time
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 ROOT = Path(__file__).parents[1]
 
 # A session leader, as a rank is, which goes on when its parent has ended.
@@ -42,7 +44,7 @@ def test_what_takes_too_long_fails_with_all_stacks_and_is_ended(monkeypatch, spy
     monkeypatch.setenv("ZAE_OF_THIS_TEST", str(os.getpid()))
     with pytest.raises(AssertionError, match=r"(?s)not done after 5 s.*child of.*hangs_here"):
         hanging("waits")
-    assert family.family("ZAE_OF_THIS_TEST", str(os.getpid())) == []
+    assert family.those_left("ZAE_OF_THIS_TEST", str(os.getpid()), 10) == []
 
 
 def test_what_is_left_behind_fails_and_is_ended(monkeypatch):
@@ -50,7 +52,7 @@ def test_what_is_left_behind_fails_and_is_ended(monkeypatch):
     monkeypatch.setenv("ZAE_OF_THIS_TEST", str(os.getpid()))
     with pytest.raises(AssertionError, match=r"(?s)has left processes behind.*hangs_here"):
         hanging("ends")
-    assert family.family("ZAE_OF_THIS_TEST", str(os.getpid())) == []
+    assert family.those_left("ZAE_OF_THIS_TEST", str(os.getpid()), 10) == []
 
 
 @pytest.mark.parametrize(("seconds", "code", "words"), [(100, 1, "still alive: process {}"), (0, 0, "")])

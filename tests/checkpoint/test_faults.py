@@ -24,7 +24,10 @@ from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import choose, committed, problems_of, seal
 from zae_engine.checkpoint.retention import retain
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them"),
+    pytest.mark.usefixtures("processes"),
+]
 SEED = int(os.environ.get("ZAE_FAULT_SEED", time.time_ns() % 10**6))
 tried: Counter[str] = Counter()
 

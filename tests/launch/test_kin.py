@@ -12,7 +12,11 @@ from tests.family import family, stacks, those_left
 from tests.launch.processes import ACCELERATE, TORCHRUN, clean
 from zae_engine.checkpoint.folder import committed
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do this")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do this"),
+    pytest.mark.usefixtures("processes"),
+]
 
 MARK = "ZAE_OF_THIS_TEST"
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.launch.processes import clean, finish, free_port, kill, start
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 SCRIPT = """
 import sys, warnings
 from datetime import timedelta

@@ -11,6 +11,8 @@ import pytest
 
 from tests.launch.processes import ROOT, clean, finish, free_port, start
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 EXAMPLE = ROOT / "examples" / "multi_node"
 SCRIPTS = ("slurm_srun.sh", "slurm_accelerate.sh")
 BOTH = pytest.mark.parametrize(("script", "tasks"), [(SCRIPTS[0], 2), (SCRIPTS[1], 1)])

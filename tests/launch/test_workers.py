@@ -15,6 +15,8 @@ from zae_engine.launch import workers
 from zae_engine.launch.environment import LaunchError
 from zae_engine.launch.workers import WorkerError, check_fork, run_workers
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 @pytest.fixture(autouse=True)
 def _nobody_is_left(monkeypatch):

@@ -71,6 +71,7 @@ def refused(folder, **options):
     return str(told.value)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("logger", "settings", "remedy"),
     [
@@ -179,6 +180,7 @@ def test_a_link_leads_no_logger_out_of_the_folder(logger, place):
     assert before == (outside.read_text() if outside.is_file() else sorted(outside.iterdir()))
 
 
+@pytest.mark.usefixtures("processes")
 def test_wandb_takes_no_settings_out_of_the_folder(server, monkeypatch):
     folder = strangers("wandb")
     (folder / "wandb").mkdir()

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 from zae_engine.trainer.fingerprint import plain_settings
@@ -31,6 +33,7 @@ WORDS = (
 )
 
 
+@pytest.mark.usefixtures("processes")
 def test_no_file_of_a_run_has_a_secret(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     for words in (["init", "-q"], ["remote", "add", "origin", "https://me:SECRET-7@host/it.git"]):

@@ -25,6 +25,8 @@ from zae_engine.logs.wandb_logger import WandBLogger, valid
 from zae_engine.trainer.addons import WandBLoggerAddon
 from zae_engine.trainer.pictures import png
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 wandb = pytest.importorskip("wandb")
 unauthenticate_session = pytest.importorskip("wandb.sdk.lib.wbauth").unauthenticate_session
 

@@ -6,7 +6,7 @@ from tests.recovery.harness import Nursery, finish
 
 
 @pytest.fixture(scope="session")
-def nursery():
+def nursery(processes):
     nursery = Nursery()
     yield nursery
     nursery.close()

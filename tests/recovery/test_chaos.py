@@ -9,6 +9,8 @@ import pytest
 from tests.recovery.campaign import Campaign, table
 from tests.recovery.harness import start
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 # CHAOS_SEED=N takes the moments of an earlier run again, as far as a clock lets one.
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 EARLY = {"samples": 40, "patience": 2, "epochs": 8}  # the early stop comes after 25 steps

@@ -9,6 +9,8 @@ import pytest
 
 from tests.recovery.harness import assert_each_step_once, assert_same, finish, serials, start
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 SETUP = {"epochs": 3, "patience": 50, "save_every": "1ep"}  # 8 steps an epoch, 24 in all
 LAST = 24
 ROOM = [30_000, 3_000]  # bytes that process 0 and 1 may still write: less than their largest files have
@@ -220,7 +222,7 @@ def test_a_full_disk_where_saving_is_required(nursery, tmp_path, undisturbed, pr
     assert command.codes(launcher=False) == [1] * processes, command.log()
     assert "CheckpointError: a checkpoint could not be written" in command.log()
     assert partials(tmp_path) == []
-    assert serials(tmp_path)[-1][1] in (4, 6)
+    assert serials(tmp_path)[-1][1] in (2, 4, 6)  # that of step 4 may have been on its way when the disk was full
     assert_goes_on(nursery, tmp_path, undisturbed(setup, processes), setup, processes)
 
 

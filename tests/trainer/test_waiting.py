@@ -15,7 +15,7 @@ from tests.launch.processes import clean, finish, free_port, start
 from zae_engine.trainer.addons import StateManagerAddon
 from zae_engine.trainer.peers import Peers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes")]
 
 COMMAND = [sys.executable, "-m", "tests.trainer.waiting_run"]
 PLACE = r"tests/trainer/waiting_run\.py:\d+, in "

@@ -19,6 +19,8 @@ from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
 from zae_engine.trainer.compose import AddOnBase
 from zae_engine.trainer.verify_resume import ResumeVerification
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 rng = random.Random(0)
 
 

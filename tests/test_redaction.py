@@ -21,6 +21,11 @@ HEX = "0123456789abcdef0123456789abcdef01234567"
         (["--hf-token", "-S3CRET", "1"], ["--hf-token", "***", "1"]),
         (["--dbPassword", "S3CRET"], ["--dbPassword", "***"]),
         (["--user", "me:S3CRET"], ["--user", "me:***"]),
+        (["--user=me:S3CRET", "-ume:S3CRET"], ["--user=me:***", "-ume:***"]),
+        (["--api_keys", "S3CRET"], ["--api_keys", "***"]),
+        (["-c", "curl --api-key S3CRET host"], ["-c", "curl --api-key *** host"]),
+        (["PGPASSWORD=S3CRET"], ["PGPASSWORD=***"]),
+        (["https://hooks.slack.com/services/T0/B0/S3CRET"], ["https://hooks.slack.com/***"]),
         (["DB_PASS=S3CRET;S3CRET"], ["DB_PASS=***"]),
         (["Server=tcp:host;Password=S3CRET;Timeout=5"], ["Server=tcp:host;Password=***;Timeout=5"]),
         (["https://host/x?sig=S3CRET&a=1"], ["https://host/x?sig=***&a=1"]),
@@ -50,6 +55,9 @@ def test_a_secret_of_a_command_line_is_left_out(words, shown):
         "xoxb-123456-abcdef",
         "AIzaSyA-abcdefghijklmnopqrstuvwxyz01234",
         "eyJhbGciOiJIUzI1NiJ9.abcdef.sig",
+        "gsk_abcdefghijklmnopqrstuvwxyz",
+        "nvapi-abcdefghijklmnopqrstuvwxyz",
+        "SG.abcdefghijklmnopqrst.abcdefghijklmnopqrst",
         "eyJhcGlfYWRkcmVzcyI6Imh0dHBzOi8vaG9zdCJ9",
         HEX,
         f"local-{HEX}",
@@ -70,6 +78,11 @@ def test_a_token_of_a_known_form_is_left_out_wherever_it_stands(token):
         ("{'Authorization': 'Bearer S3CRET', 'a': 1}", "{'Authorization': '***', 'a': 1}"),
         ("Incorrect API key: S3CRETS3CRETS3CRET", "Incorrect API key: ***"),
         ("sent Bearer S3CRET-S3CRET", "sent Bearer ***"),
+        (
+            "Command '['x', '--token', 'S3CRET', '-u', 'me:S3CRET']' f",
+            "Command '['x', '--token', '***', '-u', 'me:***']' f",
+        ),
+        ("Command 'x --password S3CRET --lr 1' failed", "Command 'x --password *** --lr 1' failed"),
         ('{"api_key": "S3 CRET", "lr": 1}', '{"api_key": "***", "lr": 1}'),
     ],
 )
@@ -104,6 +117,7 @@ def test_what_only_sounds_like_a_secret_stays(words):
         "the pass: 3 of 4; 2 tokens: a, b",
         "forward() got key_padding_mask=None, num_key_value_heads=4",
         "connection to http://host:5000/api/x refused",
+        "use --token to give one, or --password instead; --max-tokens 5 --user alice -u http://host:80/x",
     ],
 )
 def test_other_texts_stay(text):

@@ -14,10 +14,10 @@ _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 
 # Words that make a name one of a secret, whatever stands beside them.
 _ALWAYS = re.compile(
-    r"passw.*|passphrase|passcode|pswd|(?!pwd$).*pwd|pwd|(?:db|user|my|ssh|admin)pass|secrets?|credentials?|creds?|"
+    r".*passw(?:or)?d.*|passw.*|passphrase|passcode|pswd|(?!pwd$).*pwd|pwd|(?:db|user|my|ssh|admin)pass|secrets?|credentials?|creds?|"
     r"authorization|oauth|bearer|jwt|cookies?|tkn|pat|signature|"
     r"(?:api|access|secret|private|auth|ssh|wandb|hf|account|master|license|encryption)keys?|"
-    r"(?:hf|api|auth|access|my|user|gh|github|gitlab|bot|wandb|refresh|csrf)token"
+    r"otp|(?:hf|api|auth|access|my|user|gh|github|gitlab|bot|wandb|refresh|csrf)token"
 )
 # Words that do so unless one of these stands beside them: `pad_token`, `sort_key`, `pass_rate`, `pin_memory`.
 _PLAIN = {
@@ -36,6 +36,11 @@ _PLAIN = {
 }
 _WEAK = {word: frozenset(company.split()) for word, company in _PLAIN.items()}
 
+_MANY, _OF_SERVICES = (
+    frozenset({"keys", "tokens"}),
+    frozenset({"api", "access", "secret", "private", "auth", "refresh"}),
+)
+
 _SCHEME = r"(?i:bearer|basic|token|digest|negotiate|apikey)"
 _LOGIN = re.compile(r"(://)(?:[^\s@/:\"'<>]{0,500}:[^\s\"'<>]{0,500}|[^\s@/\"'<>]{1,500})(?=@)")  # bounds, for time
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
@@ -45,6 +50,9 @@ _HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\s*:\s*)
 _FORMS = re.compile(
     r"\bhf_[A-Za-z0-9]{12,}|\bgh[pousr]_[A-Za-z0-9]{8,}|\bgithub_pat_\w{8,}|\bglpat-[\w-]{8,}|\b(?:AKIA|ASIA)[A-Z0-9]{8,}\b"
     r"|\bsk-(?=[\w-]{0,99}\d)[\w-]{12,}|\b[srp]k_(?:live|test)_\w{8,}|\bxox[a-z]-[\w-]{6,}|\bxapp-[\w-]{8,}|\bAIza[\w-]{30,}"
+    r"|\b(?:r8|gsk|lsv2_(?:pt|sk)|shpat|dop_v1)_\w{20,}|\bnvapi-[\w-]{20,}|\bhvs\.[\w-]{20,}|\bSG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|\bgl(?:dt|rt|ptt|ft|oas|soat|cbt|agent|imt)-[\w-]{16,}|\b\d{8,10}:AA[\w-]{30,}"
+    r"|(?<=hooks\.slack\.com/)(?:services|workflows)/\S+|(?<=/api/webhooks/)\d+/[\w-]+"
     r"|\bya29\.[\w-]{8,}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{30,}|\bdckr_pat_[\w-]{8,}|\bdapi[0-9a-f]{32}\b"
     r"|\bwandb_v\d_\w{20,}|\beyJ[\w+/-]{10,}=*(?:\.[\w-]*){0,2}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
@@ -56,6 +64,16 @@ _HEX = re.compile(r"(?<![\w/@.-])(?:local-)?[0-9a-f]{40}(?![\w/@.-])")
 _COMMIT = re.compile(r"(?i)(?:commit|sha\d*|rev|revision|hash|checksum|git|ref|digest|tree|head|version)[\W_]*$")
 _RANDOM = re.compile(r"[\"']?(?=[^\"']*\d)[\w~+/=-]{16,}[\"']?")
 _USERS = ("-u", "-U", "--user", "--login", "--proxy-user")  # of curl and others: name and password
+_USER = re.compile(
+    r"(?<![\w-])((?:-[uU]|--(?:proxy-)?user|--login)(?:=|\s+|[\"'],\s*[\"'])?[^\s:/='\"-][^\s:/='\"]*:)(?!//)[^\s'\"]+"
+)
+# An option and its value within a text: of a command that has failed, as a line or as a list.
+_OPTION = re.compile(r"(?<![\w-])(--?[A-Za-z][\w.-]{0,99})(?:\s+|[\"'],\s*)")
+_ARGUMENT = re.compile(rf"{_QUOTED}|[^\s\"',;\])]+")
+_PROSE = re.compile(
+    r"-.*|(?:an?|and|are|as|at|by|for|from|has|have|if|in|instead|is|may|must|needs?|not|of|on|option|or|should|that|the|to|"
+    r"was|were|which|with|without)"
+)
 _HEADED = re.compile(r"(?s)^(-{0,2}[A-Za-z][\w.-]*=)(.*)$")
 
 
@@ -68,6 +86,8 @@ def is_secret_name(name: str) -> bool:
     [True, True, True, False, False, False]
     """
     words = [word.lower() for word in _WORDS.findall(name)]
+    if not _MANY.isdisjoint(words) and not _OF_SERVICES.isdisjoint(words):
+        return True
     return any(_ALWAYS.fullmatch(word) or (word in _WEAK and _WEAK[word].isdisjoint(words)) for word in words)
 
 
@@ -75,7 +95,8 @@ def redact(text: str) -> str:
     """Text without what looks like a secret: of an exception, say, or of a value."""
     text = _LOGIN.sub(rf"\1{HIDDEN}", text)
     text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
-    text = _without_named(text)
+    text = _without_options(_without_named(text))
+    text = _USER.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", _FORMS.sub(HIDDEN, text))
     return _HEX.sub(lambda found: found[0] if _COMMIT.search(text[: found.start()][-30:]) else HIDDEN, text)
 
@@ -96,6 +117,24 @@ def _is_named_by(before: str, word: str) -> bool:
     return (option or before.endswith(":")) and " " not in before and is_secret_name(before)
 
 
+def _without_options(text: str) -> str:
+    """Text without values of options, of a command that has failed, say."""
+    parts, place = list[str](), 0
+    while found := _OPTION.search(text, place):
+        value = _ARGUMENT.match(text, found.end()) if is_secret_name(found[1]) else None
+        parts.append(text[place : found.end()])
+        place = found.end()
+        if value and not _PROSE.fullmatch(value[0]):
+            parts.append(_hidden(value[0]))
+            place = value.end()
+    return "".join([*parts, text[place:]])
+
+
+def _hidden(value: str) -> str:
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{quote}{HIDDEN}{quote}"
+
+
 def _word(before: str, word: str) -> str:
     if (headed := _HEADED.match(word)) and is_secret_name(headed[1]):
         return headed[1] + HIDDEN
@@ -112,8 +151,7 @@ def _without_named(text: str) -> str:
         parts.append(text[place : found.end()])
         place = found.end()
         if value and not (_in_sentence(found[1], found[2]) and not _RANDOM.fullmatch(value[0])):
-            quote = value[0][0] if value[0][0] in "\"'" else ""
-            parts.append(f"{quote}{HIDDEN}{quote}")
+            parts.append(_hidden(value[0]))
             place = value.end()
     return "".join([*parts, text[place:]])
 

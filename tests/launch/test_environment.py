@@ -52,11 +52,21 @@ def test_half_a_launch_is_refused_by_naming_what_is_missing(name):
         ({"RANK": "2"}, "RANK=2 does not fit WORLD_SIZE=2; ranks go from 0 to 1"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a whole number"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1' is not a whole number"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT='http' is not a whole number"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 is no port; they go up to 65535"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(change, message):
     with pytest.raises(LaunchError, match=message):
         enter(TWO | change, 0)
+
+
+@pytest.mark.parametrize("size", [{}, {"WORLD_SIZE": "1"}])
+def test_a_local_rank_alone_is_somebody_elses(size):
+    with pytest.raises(LaunchError, match=r"LOCAL_RANK=5 is set, .* but not RANK; .*: unset LOCAL_RANK"):
+        enter({"LOCAL_RANK": "5", **size}, 0)
+    assert enter({"LOCAL_RANK": "-1", **size}, 0) == World()
+    assert enter({"LOCAL_RANK": "5", **size}, 0, grouped=True) == World()
 
 
 def test_one_process_of_several_that_were_asked_for_is_refused():

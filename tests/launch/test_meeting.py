@@ -44,6 +44,14 @@ def test_whoever_waits_says_for_whom_and_what_to_unset(rank):
     assert "unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT LOCAL_WORLD_SIZE\n" in said
 
 
+def test_what_to_unset_has_what_torchs_variables_are_made_from():
+    world = {"OMPI_COMM_WORLD_SIZE": 2, "OMPI_COMM_WORLD_RANK": 0, "OMPI_COMM_WORLD_LOCAL_RANK": 0}
+    ((code, _, said),) = finish(start([sys.executable, "-c", SCRIPT, "100", "2"], clean(**world)), timeout=60)
+    assert code == 1
+    left = said.partition("MASTER_PORT")[2].split()
+    assert set(world) <= set(left), said
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_an_end_of_the_wait_is_explained(rank):
     ((code, _, said),) = finish(alone(rank, 100, 2), timeout=60)

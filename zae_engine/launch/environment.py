@@ -22,6 +22,8 @@ _MPI = {
     "LOCAL_WORLD_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE"),
 }
 
+_LAST_PORT = 65535
+
 _SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron"}  # fmt: skip  # noqa: E501
 
 _ALONE = (
@@ -55,6 +57,12 @@ class World:
     local_size: int = 1
     local_rank: int = 0
     launched: bool = False
+
+
+def origins(env: Mapping[str, str]) -> list[str]:
+    """The variables of mpirun and srun from which torch's are made."""
+    names = [*(name for theirs in _MPI.values() for name in theirs), "SLURM_STEP_ID", "SLURM_PROCID"]
+    return [name for name in names if name in env]
 
 
 def flag(env: Mapping[str, str], name: str) -> bool:
@@ -102,6 +110,11 @@ def enter(env: MutableMapping[str, str], accelerators: int, grouped: bool = Fals
 def _read(env: Mapping[str, str], grouped: bool) -> World:
     size = number(env, "WORLD_SIZE", 1)
     if "RANK" not in env and size <= 1:
+        if env.get("LOCAL_RANK", "-1") != "-1" and not grouped:  # for which Accelerate takes it as launched
+            raise LaunchError(
+                f"LOCAL_RANK={env['LOCAL_RANK']} is set, as by a launcher, but not RANK; one that is gone may have left"
+                " it behind: unset LOCAL_RANK"
+            )
         return World()
     missing = [name for name in REQUIRED if name not in env]
     if missing and not grouped:
@@ -109,6 +122,8 @@ def _read(env: Mapping[str, str], grouped: bool) -> World:
             f"a launcher started {size} processes (WORLD_SIZE={size}), but without {', '.join(missing)}; start them by"
             " `torchrun`, `accelerate launch` or `srun`, or unset WORLD_SIZE and RANK"
         )
+    if not grouped and number(env, "MASTER_PORT", 0) > _LAST_PORT:
+        raise LaunchError(f"MASTER_PORT={env['MASTER_PORT']} is no port; they go up to {_LAST_PORT}")
     rank = number(env, "RANK", 0)
     if not 0 <= rank < size:
         raise LaunchError(f"RANK={rank} does not fit WORLD_SIZE={size}; ranks go from 0 to {size - 1}")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from .environment import REQUIRED, LaunchError, World
+from .environment import REQUIRED, LaunchError, World, origins
 
 SLOW = 10.0  # seconds after which a process says that it waits
 
@@ -55,7 +55,7 @@ def _whom(world: World, env: Mapping[str, str]) -> str:
     others = [str(rank) for rank in range(world.size) if rank != world.rank]
     names = f"process {others[0]}" if len(others) == 1 else f"processes {', '.join(others[:4])}"
     more = f" and {len(others) - 4} more" if len(others) > 4 else ""
-    left = [name for name in (*REQUIRED, *_MORE) if name in env]
+    left = [*(name for name in (*REQUIRED, *_MORE) if name in env), *origins(env)]
     where = f"{env.get('MASTER_ADDR', '?')}:{env.get('MASTER_PORT', '?')}"
     return (
         f"process {world.rank} of {world.size} has waited for {names}{more} at {where}. See that all are started. Where"

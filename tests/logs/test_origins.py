@@ -14,7 +14,13 @@ from tests.helpers import PlainTrainer, loader, make
 from tests.logs.making import attempt, point, row, write
 from zae_engine.logs.export import SyncError, export, sync
 from zae_engine.logs.reading import RunFolderError
-from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
+from zae_engine.trainer.addons import (
+    CSVLoggerAddon,
+    MLflowLoggerAddon,
+    StateManagerAddon,
+    TensorBoardLoggerAddon,
+    WandBLoggerAddon,
+)
 
 unauthenticate_session = pytest.importorskip("wandb.sdk.lib.wbauth").unauthenticate_session
 VICTIM = "one line\nthe last line, without its end"
@@ -102,6 +108,7 @@ def test_an_address_of_the_folder_alone_gets_nothing(server, logger, settings, r
     assert {path.name for path in Path().rglob("*")} == {"history.jsonl", f"{logger}.json", "lock", "loggers", "run"}
 
 
+@pytest.mark.usefixtures("processes")  # MLflow asks for the machine's
 @pytest.mark.parametrize("how", ["environment", "option"])
 def test_an_address_that_the_user_names_too_is_used(server, monkeypatch, how):
     folder, own = strangers("mlflow", {"tracking_uri": server.url}), {}
@@ -119,6 +126,7 @@ def test_another_address_of_the_user_is_not_the_folders(server, monkeypatch):
     assert server.got == []
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own code
 def test_stores_inside_of_the_folder_are_used():
     folder = strangers("mlflow", {"tracking_uri": f"sqlite:///{Path('run/own.db').absolute()}", "experiment": "digits"})
@@ -204,6 +212,35 @@ def test_a_training_that_goes_on_leaves_what_is_outside_alone(tmp_path, capsys, 
     train(add_on, 2)
     assert "the run folder says that it is kept in" in capsys.readouterr().err
     assert (Path("victim.txt").read_text(), list(Path("outside").iterdir())) == (VICTIM, [])
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(
+    ("add_on", "place"),
+    [
+        (TensorBoardLoggerAddon, "tensorboard"),
+        (MLflowLoggerAddon, "mlflow.db"),
+        (WandBLoggerAddon, "wandb"),
+        (CSVLoggerAddon, "loggers"),
+    ],
+)
+def test_a_link_leads_no_training_out_of_the_folder(capsys, monkeypatch, add_on, place):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    outside = Path("outside").absolute()
+    outside.mkdir()
+    Path("run").mkdir()
+    Path("run", place).symlink_to(outside / "file" if "." in place else outside)
+    train(add_on, 1)
+    assert f"{add_on.logger} gets nothing: '{Path('run', place).absolute()}' is a link" in capsys.readouterr().err
+    assert list(outside.iterdir()) == []
+
+
+def test_a_link_of_a_client_is_its_own():
+    train(TensorBoardLoggerAddon, 1)
+    Path("kept").write_text("")
+    Path("run/tensorboard/kept").symlink_to(Path("kept").absolute())
+    train(TensorBoardLoggerAddon, 2)
+    assert json.loads(Path("run/loggers/tensorboard.json").read_text())["status"] == "done"
 
 
 def train(add_on, epochs, **settings):

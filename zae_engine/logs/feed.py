@@ -21,6 +21,7 @@ from ..terminal import printable
 from .cursor import Cursor
 from .logger import Logger, RunInfo
 from .merging import Tail
+from .origins import check_begin
 from .streams import import_apart, keep_apart
 
 AGAIN = 60.0  # seconds until a logger that raised is tried again; each further time twice as many
@@ -259,6 +260,7 @@ class Delivery:
     def _start(self, logger: Logger) -> None:
         cursor, folder = self._cursor, self._info.folder
         self._since = time.monotonic()
+        check_begin(type(logger), folder)
         cursor.save(folder)  # so that `sync` knows of it, even if it never starts
         self._told_best = self._info.monitor
         cursor.id = logger.start(replace(self._info, id=cursor.id, step=cursor.step, monitor=self._told_best))

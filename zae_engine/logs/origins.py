@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -58,9 +58,26 @@ def check_places(kind: type[Logger], folder: Path) -> None:
             f"{kind.name} gets nothing: it would take its settings from {str(found)!r}, which is in the run folder; "
             "remove that file, or run this from another directory"
         )
+    _refuse_links(kind, folder, _way_out)
+
+
+def check_begin(kind: type[Logger], folder: Path) -> None:
+    """Refuse a folder to train in, in which what the logger makes is a link that leads out of it.
+
+    Links within are a client's own: W&B makes one to each file that a script has it save.
+
+    Raises
+    ------
+    ForeignError
+        With the link.
+    """
+    _refuse_links(kind, folder, lambda path, folder: None if is_inside(path, folder) else path)
+
+
+def _refuse_links(kind: type[Logger], folder: Path, found: Callable[[Path, Path], Path | None]) -> None:
     for place in ("loggers", *kind.places):
         for path in sorted(folder.glob(place)):
-            if link := _way_out(path, folder):
+            if link := found(path, folder):
                 raise ForeignError(
                     f"{kind.name} gets nothing: {str(link)!r} is a link that leads out of the run folder; remove it, or"
                     " put in its place what it leads to"

@@ -55,6 +55,25 @@ def describe_awaited(iterator: Any) -> str:
     return "the workers of its loader"
 
 
+def lost_workers(iterator: Any, seconds: float = 1.0) -> str:
+    """The workers that are gone before they were done, which is looked for so long; empty when all are there."""
+    end = time.monotonic() + seconds
+    while True:
+        with suppress(Exception):  # private attributes; and torch's handler of a worker's end may raise right here
+            workers = dict(enumerate(iterator._workers))
+            if gone := {i: w for i, w in workers.items() if _is_lost(iterator, i, w)}:
+                return "; ".join(
+                    f"worker {i} (pid {w.pid}) of its loader, which {_problem(w)}" for i, w in gone.items()
+                )
+            time.sleep(0.05)
+        if time.monotonic() >= end:
+            return ""
+
+
+def _is_lost(iterator: Any, number: int, worker: Any) -> bool:
+    return not worker.is_alive() and (iterator._workers_status[number] or worker.exitcode != 0)
+
+
 def _problem(worker: Any) -> str:
     """What keeps a worker from working; empty when it is at work."""
     if not worker.is_alive():

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import dataloader
 
 from ..launch import kin
-from .loader_workers import describe_awaited, let_tell
+from .loader_workers import describe_awaited, let_tell, lost_workers
 
 NOTICE = 30.0  # seconds after which a wait is told
 
@@ -81,7 +81,12 @@ class _Patience:
     def __call__(self, timeout: float = 5.0) -> tuple[bool, Any]:
         timeout = min(timeout, self._waits.notice)
         iterator = self._iterator()
-        there, batch = self._take(iterator, timeout)
+        try:
+            there, batch = self._take(iterator, timeout)
+        except (OSError, EOFError, RuntimeError) as error:  # whatever of a worker's end is seen first
+            if lost := lost_workers(iterator):
+                raise RuntimeError(f"{self._waits.name} has lost {lost}, in {self._waits.where()}") from error
+            raise
         if there:
             self._waited = 0.0
         else:

@@ -30,14 +30,16 @@ def _one_thread():
 
 
 class Starts:
-    """Refuses the start of a process in a test that has not asked for the fixture ``processes``."""
+    """Refuses the start of a process in a test that has not asked for the fixture ``starts_processes``."""
 
     allowed = True  # between the tests, and while session fixtures are made
 
     def __call__(self, event: str, arguments: tuple) -> None:
         if self.allowed or event not in STARTS or (event == "subprocess.Popen" and arguments[0] == "git"):
             return
-        raise AssertionError(f"a test starts a process ({event} {arguments[:2]}): let it use the fixture 'processes'")
+        raise AssertionError(
+            f"a test starts a process ({event} {arguments[:2]}): let it use the fixture 'starts_processes'"
+        )
 
 
 STARTED = Starts()
@@ -45,20 +47,20 @@ sys.addaudithook(STARTED)
 
 
 @pytest.fixture(scope="session")
-def processes():
+def starts_processes():
     """For whoever starts processes; the marker ``process`` comes from it."""
 
 
 @pytest.fixture(autouse=True)
 def _starts_no_process(request):
-    STARTED.allowed = "processes" in request.fixturenames
+    STARTED.allowed = "starts_processes" in request.fixturenames
     yield
     STARTED.allowed = True
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "processes" in getattr(item, "fixturenames", ()):
+        if "starts_processes" in getattr(item, "fixturenames", ()):
             item.add_marker("process")
 
 

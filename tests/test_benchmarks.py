@@ -47,7 +47,7 @@ def test_skipping(quick):
         assert names(rows)[:2] == ["from 0", "from 10,000"]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_seeded(quick):
     found, _ = quick("seeded")
     assert list(found) == ["0", "2"]

@@ -162,7 +162,7 @@ def test_a_launch_within_a_launch_is_refused(run, tmp_path, monkeypatch):
     assert "started by a launcher already" in one_line(err)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_gpu_file_becomes_cpu_processes_here(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     file = FOLDER / "multi_gpu.yaml"
@@ -173,7 +173,7 @@ def test_a_gpu_file_becomes_cpu_processes_here(tmp_path):
     assert "use_cpu: false -> true (no accelerator to use here)" in done.stderr
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_launch_without_a_file_takes_this_machine_or_the_default(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     done = zae(tmp_path, "launch", "-m", "script", "a b", CUDA_VISIBLE_DEVICES="")
@@ -185,7 +185,7 @@ def test_a_launch_without_a_file_takes_this_machine_or_the_default(tmp_path):
     assert (done.returncode, done.stdout) == (0, "true - - bf16\n"), done.stderr
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_sharded_file_runs_on_the_cpu_when_told_so(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     done = zae(tmp_path, "launch", "--cpu", "--mixed_precision", "fp16", FOLDER / "fsdp2.yaml", "script.py")
@@ -195,13 +195,13 @@ def test_a_sharded_file_runs_on_the_cpu_when_told_so(tmp_path):
     assert "PRECISION mixed_precision: fp16 -> no (fp32)" in done.stderr
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_the_script_s_code_is_the_launch_s(tmp_path):
     (tmp_path / "script.py").write_text("raise SystemExit(7)", encoding="utf-8")
     assert zae(tmp_path, "launch", "--cpu", "script.py").returncode == 7
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_doctor_shows_what_there_is(tmp_path):
     done = zae(tmp_path, "doctor", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from zae_engine.logs.merging import records_of
 from zae_engine.logs.reading import read_run
 from zae_engine.logs.wandb_file import read_steps
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 ROOT = Path(__file__).parents[1]
 

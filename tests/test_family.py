@@ -11,7 +11,7 @@ import pytest
 from tests import family
 from tests.family import run_in_time
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_import_brings_nothing_heavy():
     code = (
         "import sys, accelerate; before = set(sys.modules); import zae_engine, zae_engine.trainer.addons;"
@@ -33,7 +33,7 @@ def test_both_readmes_have_the_same_commands():
     assert {"train", "launch", "language", "test"} <= set(english)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_ci_runs_the_commands_as_they_stand():
     done = subprocess.run(["bash", ".ci/run", "--list"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name, command in commands("README.md").items():
@@ -41,7 +41,7 @@ def test_ci_runs_the_commands_as_they_stand():
         assert command.strip() in done.stdout
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("readme", ["README.md", "README-ko.md"])
 def test_the_api_example_runs(readme, tmp_path):
     text = (ROOT / readme).read_text(encoding="utf-8")

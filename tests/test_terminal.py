@@ -145,7 +145,7 @@ def test_what_a_resume_says_of_a_checkpoint_is_escaped(tmp_path):
     assert not has_controls(str(told.value))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of another kind")
 @pytest.mark.parametrize(
     "words", ["runs {}", "runs {} --json", "checkpoint ls {}", "--help", "config check FILE", "config resolve FILE"]
@@ -166,7 +166,7 @@ def test_a_reader_that_goes_ends_a_command_without_a_word(tmp_path, words):
     assert (done.returncode in (1, 141), done.stderr) == (True, b"")  # 1: typer's own, of a help
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_an_output_without_a_dash_gets_its_escape(tmp_path):
     write(tmp_path / "run", [attempt()])
     done = subprocess.run(

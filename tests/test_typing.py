@@ -42,7 +42,7 @@ def check(code, folder):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_users_code_passes_the_strict_checker(tmp_path):
     done = check(USER, tmp_path)
     assert done.returncode == 0, done.stdout

@@ -67,7 +67,7 @@ class Asking(Dataset):
         return torch.tensor([busy, waited, failure is not None, len(done)], dtype=torch.float64)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_forked_worker_has_no_job():
     background, go = Background(), threading.Event()
     background.submit(lambda: go.wait(60))
@@ -82,7 +82,7 @@ def test_a_forked_worker_has_no_job():
     assert rows.tolist() == [[0, 0, 0, 1]] * 4
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_many_forks_in_the_middle_of_jobs_end():
     background, stop = Background(), threading.Event()
 
@@ -125,7 +125,7 @@ exec({"exit": "sys.exit(5)", "error": "1 / 0"}.get(end, "pass"))
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("end", "code"), [("exit", 5), ("error", 1), ("failing", 0)])
 def test_a_job_is_finished_before_the_program_ends(tmp_path, end, code):
     path = tmp_path / "out"

@@ -186,7 +186,7 @@ def together(folder):
     return run
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_three_processes(folder, together):
     said = together({}, {"delay": 0.2}, {})
     assert said == [str(folder / "000005-step-50"), "written", "written"]
@@ -198,7 +198,7 @@ def test_three_processes(folder, together):
     assert foreign_files(checkpoint.path) == []
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_one_that_fails_is_told_to_all(folder, together):
     said = together({}, {"fails": True}, {"delay": 0.5})
     assert said[0] == "CheckpointError: checkpoint 000005-step-50 is not written: process 1: of the writer"
@@ -209,7 +209,7 @@ def test_one_that_fails_is_told_to_all(folder, together):
     assert names(folder) == []
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_one_that_is_late(folder, together):
     said = together({"timeout": 0.1}, {"delay": 1.0})
     assert "process 1 did not finish its files within 0.1 s; is " in said[0]

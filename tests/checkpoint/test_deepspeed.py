@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed", exc_type=ImportError)
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_processes")]
 ROOT = Path(__file__).parents[2]
 
 

@@ -26,7 +26,7 @@ from zae_engine.checkpoint.retention import retain
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them"),
-    pytest.mark.usefixtures("processes"),
+    pytest.mark.usefixtures("starts_processes"),
 ]
 SEED = int(os.environ.get("ZAE_FAULT_SEED", time.time_ns() % 10**6))
 tried: Counter[str] = Counter()

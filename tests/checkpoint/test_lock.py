@@ -103,7 +103,7 @@ def test_another_run_of_the_same_process_is_refused(tmp_path):
     RunLock(tmp_path).acquire()
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_another_process_is_refused_and_told_who(tmp_path):
     with holder(tmp_path) as process:
         started = time.monotonic()
@@ -118,7 +118,7 @@ def test_another_process_is_refused_and_told_who(tmp_path):
             assert owner(tmp_path)["pid"] == os.getpid()
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path, how):
     with holder(tmp_path) as process:
@@ -130,7 +130,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path, how):
             assert owner(tmp_path)["pid"] == os.getpid()
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_heirs_of_a_killed_process_are_waited_for(tmp_path):
     with holder(tmp_path, heir=2) as process:
         inode = (tmp_path / "lock").stat().st_ino
@@ -143,7 +143,7 @@ def test_heirs_of_a_killed_process_are_waited_for(tmp_path):
             assert (tmp_path / "lock").stat().st_ino == inode
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_heirs_that_stay_lose_the_lock(tmp_path):
     with holder(tmp_path, heir=60) as process:
         inode = (tmp_path / "lock").stat().st_ino
@@ -160,7 +160,7 @@ def test_heirs_that_stay_lose_the_lock(tmp_path):
         os.kill(process.heir, 0)  # lives on
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_of_many_who_replace_one_wins(tmp_path):
     with holder(tmp_path, heir=60) as process:
         process.kill()
@@ -185,7 +185,7 @@ def test_of_many_who_replace_one_wins(tmp_path):
         won[0].release()
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_forked_child_neither_has_nor_gives_back_the_lock(tmp_path):
     with RunLock(tmp_path) as lock:
         if not (child := os.fork()):
@@ -242,7 +242,7 @@ def test_an_owner_that_cannot_be_read_is_not_guessed(tmp_path, content):
     RunLock(tmp_path).acquire()  # what is left of it does not matter once nobody holds the lock
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def test_without_flock_a_file_stands_for_it(tmp_path, monkeypatch, code):
     def flock(*_):
@@ -268,7 +268,7 @@ def say(folder, pipe):
     pipe.send(str(caught.value))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_folder_that_cannot_be_written_is_said():
     ours, theirs = FORK.Pipe()
     with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others

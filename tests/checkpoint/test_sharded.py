@@ -15,7 +15,7 @@ from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.sharded import load_sharded, save_sharded, take_shards, whole_model
 from zae_engine.checkpoint.snapshot import Snapshot
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("adamw", "sgd", "tensor-lr", "copies")

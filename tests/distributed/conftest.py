@@ -68,5 +68,5 @@ class Results:
 
 
 @pytest.fixture(scope="session")
-def results(processes, tmp_path_factory) -> Results:
+def results(starts_processes, tmp_path_factory) -> Results:
     return Results(tmp_path_factory.mktemp("distributed"))

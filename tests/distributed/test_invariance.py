@@ -8,7 +8,7 @@ import torch
 from tests.distributed.cases import LOADERS, TABLE, cases
 from tests.distributed.conftest import start
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 LARGEST = {"f32-sgd": 1e-6, "f64-sgd": 1e-14, "f64-adamw": 1e-12}
 SHARDS = [name for name in cases() if name.startswith("shards")]

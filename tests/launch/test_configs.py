@@ -96,7 +96,7 @@ def test_each_fits_a_machine_without_accelerators(path):
     assert config["distributed_type"] == ("NO" if config["num_processes"] == 1 else "MULTI_GPU")
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("name", "processes"), [("cpu_2", 1), ("cpu_2", 2), ("cpu_2", 3)])
 def test_stock_accelerate_starts_as_many_as_asked(tmp_path, name, processes):
     script = tmp_path / "script.py"
@@ -105,7 +105,7 @@ def test_stock_accelerate_starts_as_many_as_asked(tmp_path, name, processes):
     assert lines == [f"{rank} {processes} -" for rank in range(processes)]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("starter", "processes"), [("accelerate.commands.launch", 2), ("zae_engine.cli", 3)])
 def test_several_cpu_processes_train_without_a_warning(tmp_path, starter, processes):
     (tmp_path / "script.py").write_text(TRAINS, encoding="utf-8")
@@ -122,7 +122,7 @@ def test_several_cpu_processes_train_without_a_warning(tmp_path, starter, proces
     assert not done.stderr.startswith("zae launch:")
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("name", "precision"), [("cpu", "no"), ("bf16_cpu", "bf16")])
 def test_stock_accelerate_starts_one(tmp_path, name, precision):
     script = tmp_path / "script.py"
@@ -130,7 +130,7 @@ def test_stock_accelerate_starts_one(tmp_path, name, precision):
     assert launch(script, "--config_file", FOLDER / f"{name}.yaml") == [f"0 1 cpu {precision}"]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_two_processes_are_one_accelerator_when_told_to_use_the_cpu(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(STATE, encoding="utf-8")

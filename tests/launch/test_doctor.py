@@ -11,7 +11,7 @@ def _one_thread_each(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_two_processes_reduce():
     reduction = try_reduce(Machine(cores=2))
     assert (reduction.processes, reduction.backend, reduction.problem) == (2, "gloo", "")
@@ -19,7 +19,7 @@ def test_two_processes_reduce():
     assert str(reduction).startswith("all-reduce over 2 processes (gloo): works, ")
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_failure_says_what_to_do(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     reduction = try_reduce(Machine(cores=2), timeout=20)

@@ -169,14 +169,14 @@ def assert_together(seen, notice=""):
     assert not seen[1]["warned"]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_torchrun_without_an_accelerator_trains_on_the_cpu_and_says_so_once():
     code, out, err = run(*TORCHRUN, "--nproc-per-node", 2, PROBE, env=clean(CUDA_VISIBLE_DEVICES=""))
     assert code == 0, err
     assert_together(rows(out), "2 processes train on the CPU; device='cpu' asks for that")
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_accelerate_launch_on_the_cpu_when_it_is_asked_for_needs_no_notice():
     flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     command = [*ACCELERATE, *flags.split(), "--main_process_port", 0, PROBE, "cpu"]
@@ -185,14 +185,14 @@ def test_accelerate_launch_on_the_cpu_when_it_is_asked_for_needs_no_notice():
     assert_together(rows(out))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_accelerate_launch_that_starts_one_process_instead_of_two_is_refused():
     code, out, err = run(*ACCELERATE, "--cpu", "--num_processes", 2, "--num_machines", 1, PROBE)
     assert code != 0, err
     assert "this process was started alone" in rows(out)[0]["refused"]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_mpirun_joins():
     ranks = [MPI | {"OMPI_COMM_WORLD_RANK": r, "OMPI_COMM_WORLD_LOCAL_RANK": r} for r in "01"]
     env = {"MASTER_PORT": free_port(), "CUDA_VISIBLE_DEVICES": ""}
@@ -208,7 +208,7 @@ debug_launcher(main, num_processes=2)
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_what_accelerate_was_set_up_for_before_a_fork_is_refused(tmp_path):
     code, out, _ = run(sys.executable, "-c", EARLIER, cwd=tmp_path)
     assert code != 0
@@ -216,7 +216,7 @@ def test_what_accelerate_was_set_up_for_before_a_fork_is_refused(tmp_path):
     assert rows(out)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_debug_launcher_and_notebook_launcher_join(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -230,7 +230,7 @@ def test_debug_launcher_and_notebook_launcher_join(tmp_path):
     assert {row["total"] for row in seen} == {3.0}
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_restart_joins_again():
     seen = []
     for attempt in range(2):  # as torchrun's agent does it; its own restarts over gloo time out now and then

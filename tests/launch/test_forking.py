@@ -44,7 +44,7 @@ dist.barrier()
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("guarded", [False, True])
 def test_a_fork_waits_until_gloo_s_threads_sleep(guarded):
@@ -67,7 +67,7 @@ def test_the_versions_with_the_fault(version, mended):
     assert fork_fault(version, "darwin") is None
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.skipif(fork_fault() is None, reason="this Python has no such fault")
 def test_the_guard_is_registered_once_and_only_among_several_processes():
     script = (

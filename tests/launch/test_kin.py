@@ -15,7 +15,7 @@ from zae_engine.checkpoint.folder import committed
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do this"),
-    pytest.mark.usefixtures("processes"),
+    pytest.mark.usefixtures("starts_processes"),
 ]
 
 MARK = "ZAE_OF_THIS_TEST"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.launch.processes import clean, finish, free_port, kill, start
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 SCRIPT = """
 import sys, warnings

@@ -132,7 +132,7 @@ def test_slurm_with_one_process_a_machine(fit):
     assert (config["distributed_type"], config["num_processes"], config["machine_rank"]) == ("MULTI_GPU", 2, 1)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_scontrol_expands_what_it_knows_better(fit, tmp_path, monkeypatch):
     tool = tmp_path / "scontrol"
     tool.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[003-005],cpu1" ] && echo first.cluster && echo second\n')

@@ -95,7 +95,7 @@ def test_ports_differ_between_steps_and_jobs():
     assert max(ports) < 32768
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_srun_joins_its_tasks():
     step = {"SLURM_JOB_ID": 815, "SLURM_STEP_ID": 3, "SLURM_NTASKS": 2, "SLURM_JOB_NODELIST": "somewhere"}
     step |= {"SLURM_TASKS_PER_NODE": "2", "SLURM_CPUS_PER_TASK": 3, "CUDA_VISIBLE_DEVICES": ""}

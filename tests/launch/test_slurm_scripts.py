@@ -11,7 +11,7 @@ import pytest
 
 from tests.launch.processes import ROOT, clean, finish, free_port, start
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 EXAMPLE = ROOT / "examples" / "multi_node"
 SCRIPTS = ("slurm_srun.sh", "slurm_accelerate.sh")

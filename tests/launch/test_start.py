@@ -45,7 +45,7 @@ TWO = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "
 ONE = {"distributed_type": "NO", "num_processes": 1, "mixed_precision": "no", "use_cpu": True}
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_signals_go_to_the_processes_and_their_exit_code_comes_back(tmp_path):
     process = launch(tmp_path, WAITING, **TWO)
     wait_for(process, 2)
@@ -60,7 +60,7 @@ def test_signals_go_to_the_processes_and_their_exit_code_comes_back(tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_one_process_is_told_of_ctrl_c(tmp_path):
     process = launch(tmp_path, WAITING, **ONE)
     wait_for(process, 1)
@@ -78,7 +78,7 @@ print(sys.argv[1], os.environ["MASTER_PORT"], flush=True)
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_killed_process_is_told_and_a_taken_port_is_avoided(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

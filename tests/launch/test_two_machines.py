@@ -7,7 +7,7 @@ import torch
 
 from tests.launch.processes import ACCELERATE, PROBE, ROOT, clean, finish, free_port, rows, start
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 FLAGS = "--multi_gpu --num_machines 2 --num_processes 4 --main_process_ip 127.0.0.1 --mixed_precision no"
 

@@ -15,7 +15,7 @@ from zae_engine.launch import workers
 from zae_engine.launch.environment import LaunchError
 from zae_engine.launch.workers import WorkerError, check_fork, run_workers
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 
 @pytest.fixture(autouse=True)

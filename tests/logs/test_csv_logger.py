@@ -94,7 +94,7 @@ def test_wrong_settings_are_refused():
         CSVLogger({"path": 3}).check()
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_killed_run_goes_on(tmp_path):
     id, last = resume_after_kill("csv", tmp_path / "a run")
     assert (id, last) == ("metrics.csv", 10)

@@ -57,7 +57,7 @@ def killed(tmp_path_factory):
     return train(folder)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_killed_is_drawn_whole(killed):
     drawn = figure(killed.save_path)
     assert titles(drawn) == ["loss", "acc", "gradient norm", "learning rate"]
@@ -219,7 +219,7 @@ except ModuleNotFoundError as error:
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_without_matplotlib_the_error_says_how_to_install_it(tmp_path):
     folder = written(tmp_path / "run", began())
     command = [sys.executable, "-c", WITHOUT_MATPLOTLIB, str(folder)]

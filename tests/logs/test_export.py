@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_and_synchronised_is_that_of_an_unbroken_one(tmp_pa
         assert all("has everything" in said for said in sync(folder))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_resumed_without_sync_is_that_of_an_unbroken_one(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     train(whole)

@@ -245,7 +245,7 @@ def test_it_is_tried_again_less_and_less_often(tmp_path, monkeypatch):
     ended(trainer)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_an_error_at_the_end_is_told_when_the_process_ends(tmp_path):
     """The default, since the run is closed by then; nobody calls run() any more."""
     code = f"""
@@ -414,7 +414,7 @@ def test_what_was_left_at_a_checkpoint_is_told_with_its_validation(tmp_path):
     assert service.records["run-1"][1].values["test/loss"] == 0.5
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_fork_has_no_logger(tmp_path):
     service = Service()
     feed = feed_of(service)

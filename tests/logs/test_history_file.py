@@ -107,7 +107,7 @@ file.write()
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_write_that_is_cut_short_leaves_nothing_behind(path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60)
     assert done.stdout == "0 2\n", done.stderr

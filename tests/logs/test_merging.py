@@ -206,7 +206,7 @@ with open(sys.argv[1], "ab", buffering=0) as file:
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_tail_reads_while_another_process_appends(tmp_path):
     path = tmp_path / "history.jsonl"
     tail, seen = Tail(path), []

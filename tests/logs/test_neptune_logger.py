@@ -156,7 +156,7 @@ thread.join()
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("last", [pytest.param(1, marks=pytest.mark.slow), 177])
 def test_nothing_is_missing_and_nothing_twice_after_kill_9(tmp_path, last):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(last)]
@@ -214,7 +214,7 @@ def test_texts_and_pictures_are_series_and_come_once(tmp_path):
     assert sorted(there) == [(kind, step) for kind in ("LogImages", "LogStrings") for step in (1, 2, 3)]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_forked_workers_write_nothing_twice(tmp_path):
     done = subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -77,7 +77,7 @@ def refused(folder, **options):
     return str(told.value)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("logger", "settings", "remedy"),
     [
@@ -188,7 +188,7 @@ def test_a_link_leads_no_logger_out_of_the_folder(logger, place):
     assert before == (outside.read_text() if outside.is_file() else sorted(outside.iterdir()))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_wandb_takes_no_settings_out_of_the_folder(server, monkeypatch):
     folder = strangers("wandb")
     (folder / "wandb").mkdir()

@@ -154,7 +154,7 @@ def test_runs_are_found_below_a_folder(folder, tmp_path):
         find_runs(tmp_path / "none")
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_no_torch_is_imported():
     code = "import sys, zae_engine.logs.reading; sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -41,7 +41,7 @@ def test_an_unknown_setting_is_refused():
     check_settings(Absent, {"log_dir": 1}, (name for name in ("log_dir", "flush_secs")))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_no_client_is_imported_before_it_is_used():
     code = """
 import sys

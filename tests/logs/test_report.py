@@ -140,7 +140,7 @@ def test_the_command_says_what_is_missing(tmp_path, capsys, monkeypatch):
     assert (code, err) == (2, "zae: a report needs plotly; install it: pip install 'zae-engine[report]'\n")
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_the_commands_import_no_torch(tmp_path):
     folder = first(tmp_path / "first")
     code = (

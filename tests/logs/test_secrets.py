@@ -33,7 +33,7 @@ WORDS = (
 )
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_no_file_of_a_run_has_a_secret(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     for words in (["init", "-q"], ["remote", "add", "origin", "https://me:SECRET-7@host/it.git"]):

@@ -44,7 +44,7 @@ def killed(tmp_path_factory):
     return train(folder)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_killed_is_summarized_whole(killed):
     told = write_summary(killed.save_path)
     assert json.loads((killed.save_path / "summary.json").read_text()) == told

@@ -147,7 +147,7 @@ def test_wrong_settings_are_refused():
         TensorBoardLogger({"flush_secs": 0}).check()
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_torch_is_not_needed(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.logs.logging_helpers import info, record, run_attempt\n"
@@ -159,7 +159,7 @@ def test_torch_is_not_needed(tmp_path):
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_killed_run_goes_on(tmp_path):
     id, last = resume_after_kill("tensorboard", tmp_path / "a run")
     assert id == "tensorboard"

@@ -115,7 +115,7 @@ def test_one_that_can_tell_what_it_has_gets_nothing_twice(tmp_path, registered):
     assert [line["step"] for line in lines(tmp_path / "there" / "p.jsonl") if "step" in line] == [1, 2, 3]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_killed_run_goes_on(tmp_path, registered):
     setup = "import tests.logs.test_tracker_logger as own; own.register_tracker_class(own.AskedTracker)"
     id, last = resume_after_kill("tracker", tmp_path / "a run", {"log_with": "asked"}, setup)

@@ -157,7 +157,7 @@ def test_wrong_settings_are_refused():
         TrackioLogger({"project": ""}).check()
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_killed_run_goes_on(tmp_path, database, project):
     settings = {"project": project, "auto_log_cpu": False, "auto_log_gpu": False}
     id, last = resume_after_kill("trackio", tmp_path / "a run", settings)

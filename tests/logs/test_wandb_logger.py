@@ -25,7 +25,7 @@ from zae_engine.logs.wandb_logger import WandBLogger, valid
 from zae_engine.trainer.addons import WandBLoggerAddon
 from zae_engine.trainer.pictures import png
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 wandb = pytest.importorskip("wandb")
 unauthenticate_session = pytest.importorskip("wandb.sdk.lib.wbauth").unauthenticate_session

@@ -6,7 +6,7 @@ from tests.recovery.harness import Nursery, finish
 
 
 @pytest.fixture(scope="session")
-def nursery(processes):
+def nursery(starts_processes):
     nursery = Nursery()
     yield nursery
     nursery.close()

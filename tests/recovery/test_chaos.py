@@ -9,7 +9,7 @@ import pytest
 from tests.recovery.campaign import Campaign, table
 from tests.recovery.harness import start
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 # CHAOS_SEED=N takes the moments of an earlier run again, as far as a clock lets one.
 SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))

@@ -8,7 +8,7 @@ import pytest
 from tests.recovery.commands import Typed
 from tests.recovery.harness import assert_each_step_once, assert_same, outcome
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 SETUP = {"epochs": 4, "patience": 50, "schedule": "plateau"}
 RESTARTS = {"torchrun": ["--max-restarts=3"], "accelerate": ["--max_restarts", "3", "--monitor_interval", "0.1"]}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.recovery.harness import assert_each_step_once, assert_same, finish, serials, start
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 SETUP = {"epochs": 3, "patience": 50, "save_every": "1ep"}  # 8 steps an epoch, 24 in all
 LAST = 24

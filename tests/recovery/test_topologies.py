@@ -6,7 +6,7 @@ import pytest
 
 from tests.recovery.harness import assert_each_step_once, check_folder, difference, finish, serials, start
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 PLAIN = {"epochs": 3, "patience": 50, "samples": 120, "batch_size": 24, "norm": False, "save_every": "2st",
          "valid_every": "3st", "schedule": "plateau"}  # 5 steps an epoch, 15 in all  # fmt: skip

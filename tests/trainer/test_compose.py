@@ -153,7 +153,7 @@ def described(cls):
     return cls.__name__, cls is MyTrainer.add_on(Inner, Outer), cls
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_stack_goes_to_a_spawned_process_and_back():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         name, same, back = pool.apply(described, (MyTrainer.add_on(Inner, Outer),))

@@ -245,7 +245,7 @@ print(second.mixed_precision, second.num_processes)
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_process_group_outlives_a_precision(tmp_path):
     one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     code, out, err = run(sys.executable, "-c", TOGETHER, env=clean(**one), cwd=tmp_path)
@@ -261,7 +261,7 @@ make_accelerator("cpu")
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_an_accelerator_that_is_alone_among_several_is_refused(tmp_path):
     two = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "CUDA_VISIBLE_DEVICES": ""}
     both = [clean(**two, RANK=rank, LOCAL_RANK=rank) for rank in range(2)]
@@ -285,7 +285,7 @@ print(make_accelerator("cpu", "no").mixed_precision)
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_settings_of_the_users_own_accelerator_are_not_reset_while_it_lives(tmp_path):
     done = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -382,7 +382,7 @@ except ModuleNotFoundError as error:
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_without_matplotlib_the_error_says_how_to_install_it(tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_MATPLOTLIB], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -390,7 +390,7 @@ def test_without_matplotlib_the_error_says_how_to_install_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_the_import_brings_in_no_optional_package(tmp_path):
     code = "import sys, zae_engine, zae_engine.trainer.addons; print(*(m for m in sys.modules if '.' not in m))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)

@@ -100,7 +100,7 @@ def test_the_mean_of_an_epoch_weighs_samples_and_not_the_length_of_a_constant():
     assert losses.history[-1]["train_loss"] == pytest.approx((4 * four + 4 * again + 2 * two) / 10, rel=1e-12)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_workers_and_the_randomness_of_a_collate_function_make_no_difference():
     class Noisy(Collate):
         def __call__(self, rows):

@@ -88,7 +88,7 @@ def seen(loader, held_out=None, epochs=3):
     return trainer.seen, weights(trainer.model)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("name", LOADERS)
 def test_workers_that_stay_draw_the_order_of_those_that_do_not(name):
     make = LOADERS[name]
@@ -99,7 +99,7 @@ def test_workers_that_stay_draw_the_order_of_those_that_do_not(name):
     assert len({str(batch) for _, batch in wanted}) > 9  # each epoch has an order of its own
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_stream_whose_workers_stay_is_the_stream_of_new_workers():
     stay, new = (lambda p=p: DataLoader(Stream(), 4, **WORKERS, persistent_workers=p) for p in (True, False))
     assert seen(stay(), stay())[0] == seen(new(), new())[0]

@@ -178,7 +178,7 @@ bar.write(type(bar).__name__)
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_real_terminal_shows_the_bar(tmp_path):
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     ours, theirs = os.openpty()

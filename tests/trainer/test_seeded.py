@@ -110,7 +110,7 @@ def test_every_sample_has_draws_of_its_own():
     assert all(len(set(values)) == 5 for values in WANTED.values())
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [Drawing, Many, Batches])
 def test_a_sample_is_the_same_for_any_number_of_workers(kind, workers):
@@ -156,7 +156,7 @@ def test_one_generator_is_enough_to_be_noticed(which):
     assert samples(plan(One(which), batch_size=3, shuffle=True)) == one
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_may_draw_for_some_ids_only(workers):
     wanted = {i: WANTED[i] if i % 5 == 3 else [0.0] * 5 for i in WANTED}
@@ -169,7 +169,7 @@ def test_every_epoch_has_draws_of_its_own():
     assert all(one != two for i in WANTED for one, two in zip(WANTED[i], other[i], strict=True))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_workers_that_persist_get_each_epochs_key():
     loader = DataLoader(Drawing(), batch_size=4, num_workers=2, persistent_workers=True, shuffle=True)
     for key in ("0/train/1", "0/train/2", "0/train/1"):
@@ -188,7 +188,7 @@ def look_at_the_dataset(_):
     assert torch.utils.data.get_worker_info().dataset.size == 23
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_worker_sees_the_users_dataset():
     found = samples(plan(Drawing(), num_workers=1, worker_init_fn=look_at_the_dataset))
     assert found == WANTED

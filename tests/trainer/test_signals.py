@@ -66,7 +66,7 @@ def test_another_thread_changes_nothing():
     assert inside == [before]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_process_forked_inside_is_ended_by_sigterm_and_notes_nothing(tmp_path):
     mark = tmp_path / "noted"
     with signals_noted(lambda name: mark.write_text(name)):

@@ -113,7 +113,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("kind", LOADERS)
 def test_every_kind_of_loader_trains_alike(kind):
     trainer, plain = make(), make()

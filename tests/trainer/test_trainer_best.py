@@ -150,7 +150,7 @@ class Touch:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_inference_returns_outputs_in_the_datasets_order():
     trainer = make(MLPTrainer)
     trainer.run(1, loader())

@@ -199,7 +199,7 @@ trainer.run(3, loader())
 print(len(trainer.history))"""
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2> >(true)"])
 def test_an_output_that_is_gone_ends_no_training(redirection):
     command = f"'{sys.executable}' -c '{SCRIPT}' {redirection}"

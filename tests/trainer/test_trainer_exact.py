@@ -173,7 +173,7 @@ class Noisy(Dataset):
         return x.float(), index % 3
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_seed_repeats_to_the_bit_with_dropout_and_workers(workers):
     def train(seed):
@@ -259,7 +259,7 @@ print(type(trainer._prepared).__name__, trainer.compiled, next(iter(trainer.mode
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_compile_covers_the_whole_step():
     # In a process of its own, since Accelerate keeps the choice of a compiler as long as the process lives.
     environment = os.environ | {"ACCELERATE_DYNAMO_BACKEND": "EAGER"}

@@ -403,7 +403,7 @@ def test_everything_is_put_back_after_an_error():
     assert same(before, everything(trainer, batches))
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_workers_that_persist_are_left_alone():
     batches = loader(num_workers=1, persistent_workers=True)
     assert verified(batches=batches)

@@ -18,7 +18,7 @@ from zae_engine.trainer.addons import StateManagerAddon
 from zae_engine.trainer.loader_workers import lost_workers
 from zae_engine.trainer.peers import Peers
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_processes")]
 
 COMMAND = [sys.executable, "-m", "tests.trainer.waiting_run"]
 PLACE = r"tests/trainer/waiting_run\.py:\d+, in "

@@ -102,7 +102,7 @@ def python(code, folder, **more):
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=90)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_client_that_is_not_installed_is_named_with_its_command(tmp_path):
     done = python(WITHOUT, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -307,7 +307,7 @@ def test_a_new_run_in_a_folder_of_before_is_a_new_one(tmp_path):
     assert Cursor.load(tmp_path, "tensorboard").id == "tensorboard-2"
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_verify_resume_starts_no_logger(tmp_path):
     trainer = logged(StateManagerAddon, *TWO, save_path=tmp_path / "run")
     found = trainer.verify_resume(loader())
@@ -362,7 +362,7 @@ trainer.close_loggers()
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_of_two_processes_one_logs_the_means_of_both(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(GROUP)

@@ -41,7 +41,7 @@ def write(folder, source=SCRIPT):
     return script
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_script_is_started_again_as_it_was(tmp_path):
     write(tmp_path / "a b")
     command = [sys.executable, "-W", "error::UserWarning", "a b/train it.py", "x y", "--n=2"]
@@ -67,7 +67,7 @@ def test_a_module_is_started_again_as_a_module(tmp_path):
     )
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_what_comes_from_standard_input_is_refused(tmp_path):
     with (tmp_path / "script").open("w+") as source:
         source.write(SCRIPT)
@@ -94,7 +94,7 @@ sys.stdout.write(json.dumps({"rank": trainer.accelerator.process_index, "total":
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_under_a_launcher_nothing_is_started_and_the_numbers_have_to_agree(tmp_path):
     code, out, err = run(*TORCHRUN, "--nproc-per-node", 2, write(tmp_path / "x", UNDER))
     assert code == 0, err
@@ -224,7 +224,7 @@ def session(tmp_path, source, **options):
         return start([sys.executable, "-i", "-u"], env=clean(), stdin=lines, **options)
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_in_a_session_workers_train_and_everything_comes_back(tmp_path):
     ((_, out, err),) = finish(session(tmp_path, SESSION))
     seen = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
@@ -263,7 +263,7 @@ steps(1, loader(), resume="auto")
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_session_knows_what_its_workers_have_saved(tmp_path):
     ((_, out, err),) = finish(session(tmp_path, KEPT, cwd=tmp_path))
     assert [json.loads(line) for line in out.split()] == [6, 12, 18, 18], err
@@ -297,7 +297,7 @@ print(json.dumps({**found, "groups": [[len(g["params"]), g["lr"]] for g in a.opt
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_what_the_workers_have_thawed_is_thawed_in_the_session(tmp_path):
     ((_, out, err),) = finish(session(tmp_path, THAWING))
     found = json.loads(out) if out.startswith("{") else err
@@ -324,7 +324,7 @@ print("rows", len(trainer.run(1, loader())), flush=True)
 """
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_session_s_run(tmp_path, number):
     process = session(tmp_path, SLOW, start_new_session=True)

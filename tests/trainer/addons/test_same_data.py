@@ -219,7 +219,7 @@ SAME = {
 }
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_data_are_gone_on_with(name, tmp_path):
     again = killed(tmp_path, *SAME[name]())

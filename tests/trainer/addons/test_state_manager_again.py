@@ -271,7 +271,7 @@ def test_a_checkpoint_that_is_named_is_gone_on_with_whichever_call_it_is_of(tmp_
     assert other.progress_checker.get_epoch() == 6  # the second call, which began after one epoch, has four now
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 def test_a_signal_while_the_end_of_a_run_is_written_does_not_cut_it(tmp_path):
     code = (
         "import torch; from torch import nn; from tests.trainer.addons.test_state_manager_again import *\n"

@@ -161,7 +161,7 @@ WORKERS = {
 }
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("name", WORKERS)
 def test_from_some_steps_with(name, tmp_path, steps):
     def script(folder):

@@ -19,7 +19,7 @@ from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
 from zae_engine.trainer.compose import AddOnBase
 from zae_engine.trainer.verify_resume import ResumeVerification
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = pytest.mark.usefixtures("starts_processes")
 
 rng = random.Random(0)
 

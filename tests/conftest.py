@@ -18,6 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
 MOST_AT_ONCE = 4
+TOGETHER = {"distributed", "recovery"}  # folders whose files share what was started once; else each file is for itself
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,8 @@ def _starts_no_process(request):
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        folder, file = item.path.parent.name, str(item.path)
+        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else file))
         if "starts_processes" in getattr(item, "fixturenames", ()):
             item.add_marker("process")
 

@@ -1,6 +1,7 @@
 """What the tests know about processes: who is left, and where those that hang stand."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_the_end_of_ci_names_what_is_alive(tmp_path, seconds, code, words):
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("export ZAE_CI_RUN"))
     last = next(i for i, line in enumerate(lines) if line.startswith("trap "))
-    check = "\n".join(lines[first : last + 1]).replace(".venv/bin/python", sys.executable)
+    check = "\n".join(lines[first : last + 1]).replace(".venv/bin/python", shlex.quote(sys.executable))
     check = check.replace('ZAE_CI_RUN"; then', 'ZAE_CI_RUN" 2; then')  # seconds, since 10 are long for a test
     ending = f"sleep {seconds} & echo $! > pid"
     with open(tmp_path / "err", "w+") as err:

@@ -156,7 +156,8 @@ def test_a_reader_that_goes_ends_a_command_without_a_word(tmp_path, words):
     file = Path(__file__).parents[1] / "accelerate_configs/cpu.yaml"
     run = tmp_path / ("run1" * 20)
     save(run / "checkpoints", 1)
-    command = words.replace("FILE", str(file)).format(run if "checkpoint" in words else tmp_path).split()
+    named = {"FILE": str(file), "{}": str(run if "checkpoint" in words else tmp_path)}
+    command = [named.get(word, word) for word in words.split()]
     reading, writing = os.pipe()
     os.close(reading)  # at once, so that the first write meets nobody
     done = subprocess.run(

@@ -41,6 +41,7 @@ else:
     while not over:
         time.sleep(0.01)
 dist.barrier()
+dist.destroy_process_group()
 """
 
 

@@ -108,7 +108,7 @@ def test_an_address_of_the_folder_alone_gets_nothing(server, logger, settings, r
     assert {path.name for path in Path().rglob("*")} == {"history.jsonl", f"{logger}.json", "lock", "loggers", "run"}
 
 
-@pytest.mark.usefixtures("processes")  # MLflow asks for the machine's
+@pytest.mark.usefixtures("starts_processes")  # MLflow asks for the machine's
 @pytest.mark.parametrize("how", ["environment", "option"])
 def test_an_address_that_the_user_names_too_is_used(server, monkeypatch, how):
     folder, own = strangers("mlflow", {"tracking_uri": server.url}), {}
@@ -126,7 +126,7 @@ def test_another_address_of_the_user_is_not_the_folders(server, monkeypatch):
     assert server.got == []
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own code
 def test_stores_inside_of_the_folder_are_used():
     folder = strangers("mlflow", {"tracking_uri": f"sqlite:///{Path('run/own.db').absolute()}", "experiment": "digits"})
@@ -214,7 +214,7 @@ def test_a_training_that_goes_on_leaves_what_is_outside_alone(tmp_path, capsys, 
     assert (Path("victim.txt").read_text(), list(Path("outside").iterdir())) == (VICTIM, [])
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(
     ("add_on", "place"),
     [

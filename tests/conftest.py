@@ -59,6 +59,7 @@ def _starts_no_process(request):
     STARTED.allowed = True
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for its groups
 def pytest_collection_modifyitems(items):
     for item in items:
         folder, file = item.path.parent.name, str(item.path)

@@ -121,8 +121,9 @@ def test_an_evaluation_by_itself_gets_a_row_of_its_own():
 
 
 def test_the_callers_random_streams_go_on_where_they_were():
+    trainer = make(dropout=0.5)  # which sets torch's
     states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
-    make(dropout=0.5).run(2, loader(shuffle=True), loader(20))
+    trainer.run(2, loader(shuffle=True), loader(20))
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])

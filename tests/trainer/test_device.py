@@ -221,6 +221,15 @@ def test_a_second_trainer_that_names_no_precision_does_not_silently_take_the_fir
     assert first.mixed_precision == "bf16"
 
 
+@without_cuda
+def test_a_device_that_the_environment_names_and_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:0")
+    said = r"ACCELERATE_TORCH_DEVICE=cuda:0 is set, but device 'cuda:0' is not there; this machine has 'cpu'; unset it"
+    with pytest.raises(LaunchError, match=said):
+        make_accelerator(None, None)
+    assert make_accelerator("cpu", None).device == CPU
+
+
 def test_half_a_launch_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LaunchError, match=r"a launcher started 2 processes \(WORLD_SIZE=2\), but without RANK"):

@@ -99,7 +99,7 @@ def test_early_stopping_looks_at_finite_values_only():
 def test_a_reason_keeps_the_metrics_spelling(capsys):
     trainer = make(Scripted.add_on(EarlyStoppingAddon), monitor="loss", patience=1, min_delta=9.0, log_bar=True)
     trainer.run(4, loader(), loader(20))
-    assert "Stopped: loss has not got better in 1 evaluations. Best: loss " in capsys.readouterr().err
+    assert "Stopped: loss has not got better in 1 evaluation. Best: loss " in capsys.readouterr().err
 
 
 def test_without_a_value_of_the_monitor_that_is_said():

@@ -60,6 +60,8 @@ def make_accelerator(
     wanted = None if device is None else find_device(device)
     on_cpu = (wanted or default_device()).type == "cpu"
     world = _enter(wanted, on_cpu)
+    if wanted is None:
+        _check_forced()
     precision = resolve_precision(mixed_precision, wanted or default_device())
     _make_room(wanted, precision)
     fresh = not AcceleratorState._shared_state
@@ -97,6 +99,18 @@ def _enter(wanted: torch.device | None, on_cpu: bool) -> World:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate takes as many as it likes, with a warning
         torch.set_num_threads(threads)
     return world
+
+
+def _check_forced() -> None:
+    """Refuse a device that the environment names and this machine lacks, which Accelerate would take unseen."""
+    if not (forced := os.environ.get("ACCELERATE_TORCH_DEVICE")):
+        return
+    try:
+        find_device(forced)
+    except ValueError as error:
+        raise environment.LaunchError(
+            f"ACCELERATE_TORCH_DEVICE={forced} is set, but {error}; unset it, or give device="
+        ) from None
 
 
 def available_devices() -> list[str]:
@@ -208,16 +222,16 @@ def _clash(state: AcceleratorState, device: torch.device | None, precision: str 
 
 @contextmanager
 def _chosen(device: torch.device | None) -> Iterator[None]:
-    """Accelerate takes a device only from the environment; it is put there for as long as it is read."""
-    if device is None or device.type == "cpu":
+    """Accelerate takes a device only from the environment, and there before all else; it is so while it is read."""
+    if device is None:
         yield
         return
-    before = os.environ.get("ACCELERATE_TORCH_DEVICE")
-    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+    before = os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    if device.type != "cpu":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["ACCELERATE_TORCH_DEVICE"]
-        else:
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+        if before is not None:
             os.environ["ACCELERATE_TORCH_DEVICE"] = before

@@ -11,6 +11,7 @@ from ..near import nearest
 
 _STEP = "train_step(self, batch), which returns {'loss': loss}"
 _TEST = "test_step(self, batch), which returns {'loss': loss}"
+_PREDICT = "test_step(self, batch), which returns {'loss': loss, 'output': out}; inference(loader) gathers it"
 _RUN = "an override of run() that calls super().run(...)"
 _EPOCH = "an override of run_epoch(loader) that calls super().run_epoch(loader); self.mode tells 'train' from 'test'"
 _BATCH = "an override of run_batch(batch) that calls super().run_batch(batch); self.mode tells 'train' from 'test'"
@@ -23,7 +24,7 @@ _LOADERS = "no such method: give loader= and valid_loader= to run()"
 METHODS = {
     "training_step": _STEP,
     "validation_step": _TEST,
-    "predict_step": "test_step(self, batch), which returns {'loss': loss, 'output': out}; inference(loader) gathers it",
+    **dict.fromkeys(("predict_step", "prediction_step"), _PREDICT),
     "configure_optimizers": "no such method: give optimizer= and scheduler= when the trainer is made",
     **dict.fromkeys(("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"), _LOADERS),
     **dict.fromkeys(("on_fit_start", "on_fit_end", "on_train_start", "on_train_end", "on_train_begin"), _RUN),
@@ -36,7 +37,9 @@ METHODS = {
     **dict.fromkeys(("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"), _OPTIMIZE),
     **dict.fromkeys(("on_before_backward", "on_after_backward", "on_before_zero_grad"), _OPTIMIZE),
     **dict.fromkeys(("on_before_optimizer_step", "on_pre_optimizer_step", "on_optimizer_step"), _OPTIMIZE),
-    **dict.fromkeys(("on_save_checkpoint", "on_load_checkpoint"), _STATE),
+    "lr_scheduler_step": "a scheduler whose step() does it; scheduler_step_on_batch=True calls that after each batch",
+    "on_log": "an override of logging(values) that calls super().logging(values)",
+    **dict.fromkeys(("on_save_checkpoint", "on_load_checkpoint", "on_save"), _STATE),
 }
 
 # Attributes that other trainers have.

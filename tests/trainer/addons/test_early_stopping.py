@@ -26,7 +26,7 @@ def run(epochs=8, **options):
 def test_it_stops_when_patience_is_over(patience, epochs):
     trainer = run(patience=patience)
     assert len(trainer.history) == epochs
-    assert trainer.stop_reason == f"score has not got better in {patience} evaluations"
+    assert trainer.stop_reason == f"score has not got better in {patience} evaluation{'s' * (patience > 1)}"
 
 
 def test_min_delta_asks_for_more():

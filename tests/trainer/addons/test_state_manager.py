@@ -359,7 +359,7 @@ def test_a_run_that_was_stopped_for_good_is_done(tmp_path):
     first, again = (make(kind, save_path=tmp_path, patience=1, min_delta=10.0) for _ in range(2))
     for trainer in (first, again):
         trainer.run(9, loader(), resume="auto")
-    assert again.stop_reason == first.stop_reason == "loss has not got better in 1 evaluations"
+    assert again.stop_reason == first.stop_reason == "loss has not got better in 1 evaluation"
     assert len(again.history) == 2
 
 

@@ -61,7 +61,8 @@ class EarlyStoppingAddon(AddOnBase):
         if self._waited >= self.patience:
             what = "has never been finite" if self._reference is None else "has not got better"
             last = "" if is_finite(cur_loss) else f" (the last value: {cur_loss})"
-            self.stop(f"{self.monitor} {what} in {self._waited} evaluations{last}")
+            count = f"{self._waited} evaluation{'s' * (self._waited != 1)}"
+            self.stop(f"{self.monitor} {what} in {count}{last}")
         return better
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def names(rows):
     return [row["row"] for row in rows]
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_processes(quick):
     found, shown = quick("processes")
@@ -39,6 +40,7 @@ def test_processes(quick):
     assert "note:" not in shown
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_skipping(quick):
     found, _ = quick("skipping")
@@ -56,6 +58,7 @@ def test_seeded(quick):
         assert len(rows) == 10
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_shards(quick):
     found, _ = quick("shards")
@@ -65,6 +68,7 @@ def test_shards(quick):
         assert {"plain", "shards=4", "shards=8"} <= set(names(rows))
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_saving(quick):
     found, _ = quick("saving")
@@ -74,6 +78,7 @@ def test_saving(quick):
     assert all(row["told_ms"] > 0 for row in rows[2:])
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_restarting(quick):
     found, _ = quick("restarting")
@@ -82,6 +87,7 @@ def test_restarting(quick):
         assert names(rows)[:4] == ["verifying", "loading", "history", "order"]
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_loggers(quick):
     found, _ = quick("loggers")

@@ -48,6 +48,7 @@ def test_a_users_code_passes_the_strict_checker(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_a_misspelt_option_and_a_wrong_type_do_not(tmp_path):
     done = check(USER + "\nMyTrainer(model, sede=1)\nMyTrainer(model, seed='a')\n", tmp_path)

@@ -157,6 +157,7 @@ def killed(folder, *kills):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_synchronised_is_that_of_an_unbroken_one(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -242,6 +243,7 @@ def test_what_cannot_be_exported(tmp_path):
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the clients' own packages
 @pytest.mark.parametrize("name", ["mlflow", "neptune", "trackio", "wandb"])

@@ -162,6 +162,7 @@ def test_wrong_settings_are_refused():
         MLflowLogger({"tags": ["a"]}).check()
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow  # the fluent API imports more
 def test_a_users_own_run_stays_active(tmp_path, monkeypatch):
     import mlflow

@@ -334,6 +334,7 @@ print({name: type(client).__module__.partition(".")[0] for name, client in train
 """
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_the_settings_of_0_7_6_start_both_loggers(tmp_path):
     pytest.importorskip("wandb")
@@ -396,6 +397,7 @@ print(trainer.state_dict()["LoggerAddon"])
 """
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_in_a_session_the_workers_log_one_run(tmp_path):
     ((_, out, err),) = finish(session(tmp_path, SESSION, cwd=tmp_path))
@@ -440,6 +442,7 @@ print("difference:", first_difference(*outcomes))
 """
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",

@@ -55,6 +55,7 @@ def test_a_script_is_started_again_as_it_was(tmp_path):
     assert (code, err) == (5, "zae-engine: process 1 ended with exit code 5, and the others with it\n")
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_a_module_is_started_again_as_a_module(tmp_path):
     package = tmp_path / "pkg"

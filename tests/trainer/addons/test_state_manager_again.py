@@ -330,6 +330,7 @@ class Refused(PlainTrainer):
         return {**super().state_dict(), "Refused": torch.zeros(20_000_000)}  # which process 0 alone writes, for long
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_a_save_of_a_spread_model_that_failed_on_one_process_stops_none(tmp_path):
     script = tmp_path / "script.py"

@@ -140,6 +140,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize("name", LOADERS)
 def test_from_any_step_over(name, tmp_path, steps):
     def script(folder):

@@ -28,6 +28,7 @@ def test_some_damaged_files(tmp_path):
     assert len(fuzz.tried) > 20  # kinds of damage
 
 
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a limit of memory needs Linux")
 def test_ten_thousand_damaged_files():

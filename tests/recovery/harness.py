@@ -74,7 +74,9 @@ class Nursery:
         return json.loads(line)
 
     def close(self) -> None:
-        self._parent.stdin.close()
+        with suppress(BrokenPipeError):  # an empty line, since a child of this process may keep the pipe open
+            self._parent.stdin.write(b"\n")
+            self._parent.stdin.close()
         self._parent.wait(30)
         self._parent.stdout.close()
 

@@ -39,7 +39,7 @@ def serve() -> dict | None:
         if 0 not in ready:
             continue
         line = _line()
-        if not line:
+        if not line.strip():
             _end(living)
             return None
         order = json.loads(line)

@@ -158,3 +158,8 @@ def test_runs_are_found_below_a_folder(folder, tmp_path):
 def test_no_torch_is_imported():
     code = "import sys, zae_engine.logs.reading; sys.exit('torch' in sys.modules or 'accelerate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_number_that_no_float_holds_is_nan(tmp_path):
+    found = read_run(write(tmp_path / "run", [attempt(), steps(1, loss=[1.0, 10**400, 2.0])])).steps["loss"].values
+    assert [found[0], math.isnan(found[1]), found[2]] == [1.0, True, 2.0]

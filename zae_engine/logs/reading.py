@@ -304,7 +304,7 @@ def _there(column: list[Any]) -> list[Any]:
 def _floats(values: list[Any]) -> NDArray[np.float64]:
     try:
         return np.array(values, np.float64)  # "nan" and "inf" too
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return np.array([value if _is_number(value) else math.nan for value in values], np.float64)
 
 

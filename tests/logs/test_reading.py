@@ -161,5 +161,5 @@ def test_no_torch_is_imported():
 
 
 def test_a_number_that_no_float_holds_is_nan(tmp_path):
-    found = read_run(write(tmp_path / "run", [attempt(), steps(1, loss=[1.0, 10**400, 2.0])])).steps["loss"].values
+    found = read_run(write(tmp_path / "run", [attempt(), steps(1, loss=[1.0, 10**400, 2.0])])).steps["loss"].value
     assert [found[0], math.isnan(found[1]), found[2]] == [1.0, True, 2.0]

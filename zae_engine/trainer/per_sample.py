@@ -71,12 +71,12 @@ class PerSample:
         if self._marks is None:
             self._marks = self._decided(loader, batch, ids, why)
             if self._marks is not None and not self.proven and not isinstance(loader, (list, tuple)):
-                self._doubt = _Weights(batch, self._marks)
-        elif self._doubt is not None and self._doubt.batch != id(batch):
+                doubt = _Weights(batch, self._marks)
+                self._doubt = doubt if doubt.same else None
+        elif self._doubt is not None and self._doubt.batch is not batch:
             doubt, self._doubt = self._doubt, None
-            if doubt.same:
-                doubt.see(batch)
-                doubt.refuse(why)
+            doubt.see(batch)
+            doubt.refuse(why)
         return self._marks
 
     def _decided(self, loader: Any, batch: Any, ids: Sequence[Any], why: str) -> Marks | None:
@@ -356,7 +356,7 @@ class _Weights:
     """
 
     def __init__(self, batch: Any, marks: Marks) -> None:
-        self.batch = id(batch)
+        self.batch = batch  # itself, until the next one comes: a number of it may be given to that one
         entries = {path: _at(batch, path) for path, cuts in marks.items() if cuts}
         self.same = {p: fingerprint(entry) for p, entry in entries.items() if _may_be_weights(entry)}
         others = entries.keys() - self.same.keys() if self.same else ()

@@ -46,17 +46,17 @@ class PrecisionMixerAddon(AddOnBase):
 
 def choose(precision: str | Sequence[str], device: Any) -> str:
     """Return the first precision of the list that `device` has, in Accelerate's spelling."""
-    several = isinstance(precision, Iterable) and not isinstance(precision, str)
-    asked: list[Any] = [*precision] if several else [precision]  # be it what another trainer takes, 16 say
+    listed = isinstance(precision, Iterable) and not isinstance(precision, str)
+    asked: list[Any] = [*precision] if listed else [precision]  # be it what another trainer takes, 16 say
     for name in asked:
         check_choice("precision", name, ("auto", *_NAMES))
     # Whatever stands behind 'auto' is never reached: it finds one on any device.
     named = asked.index("auto") if "auto" in asked else len(asked)
     wanted = [*asked[:named], "bf16", "fp16", "fp32"] if named < len(asked) else asked
-    devices = isinstance(device, (list, tuple)) and len(device) > 1  # MultiGPUAddon's, and all of one kind
-    forks = devices and interactive()
+    several = isinstance(device, (list, tuple)) and len(device) > 1  # MultiGPUAddon's, and all of one kind
+    forks = several and interactive()
     with patch_environment(pytorch_nvml_based_cuda_check="1") if forks else nullcontext():
-        there = default_device() if device is None else find_device(device[:1] if devices else device)
+        there = default_device() if device is None else find_device(device[:1] if several else device)
         possible = [name for i, name in enumerate(wanted) if _has(there, name, i >= named, forks)]
     if not possible:
         raise ValueError(f"precision={precision!r}: {str(there)!r} has none of these; write 'auto', or 'fp32'")

@@ -7,9 +7,10 @@ address (``https://me:…@host``). It cannot find what has neither. Imports noth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 HIDDEN = "***"
+Prose = Callable[[re.Match[str], str], bool]
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 
 # Words that make a name one of a secret, whatever stands beside them.
@@ -95,7 +96,8 @@ def redact(text: str) -> str:
     """Text without what looks like a secret: of an exception, say, or of a value."""
     text = _LOGIN.sub(rf"\1{HIDDEN}", text)
     text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
-    text = _without_options(_without_named(text))
+    text = _without_values(text, _NAME, _VALUE, _named_in_prose)
+    text = _without_values(text, _OPTION, _ARGUMENT, _option_in_prose)  # of a command that has failed, say
     text = _USER.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", _FORMS.sub(HIDDEN, text))
     return _HEX.sub(lambda found: found[0] if _COMMIT.search(text[: found.start()][-30:]) else HIDDEN, text)
@@ -117,16 +119,19 @@ def _is_named_by(before: str, word: str) -> bool:
     return (option or before.endswith(":")) and " " not in before and is_secret_name(before)
 
 
-def _without_options(text: str) -> str:
-    """Text without values of options, of a command that has failed, say."""
+def _without_values(text: str, name: re.Pattern[str], value: re.Pattern[str], in_prose: Prose) -> str:
+    """Text without the values that stand behind secret names, unless both are mere words of a sentence.
+
+    Behind a name that is none of a secret's there may be one, too: ``url=...?token=X``.
+    """
     parts, place = list[str](), 0
-    while found := _OPTION.search(text, place):
-        value = _ARGUMENT.match(text, found.end()) if is_secret_name(found[1]) else None
+    while found := name.search(text, place):
+        behind = value.match(text, found.end()) if is_secret_name(found[1]) else None
         parts.append(text[place : found.end()])
         place = found.end()
-        if value and not _PROSE.fullmatch(value[0]):
-            parts.append(_hidden(value[0]))
-            place = value.end()
+        if behind and not in_prose(found, behind[0]):
+            parts.append(_hidden(behind[0]))
+            place = behind.end()
     return "".join([*parts, text[place:]])
 
 
@@ -143,17 +148,12 @@ def _word(before: str, word: str) -> str:
     return word if _HEX.fullmatch(word) and _COMMIT.search(before) else redact(word)
 
 
-def _without_named(text: str) -> str:
-    """Text without values of secret names; behind another name there may be one, too: ``url=…?token=X``."""
-    parts, place = list[str](), 0
-    while found := _NAME.search(text, place):
-        value = _VALUE.match(text, found.end()) if is_secret_name(found[1]) else None
-        parts.append(text[place : found.end()])
-        place = found.end()
-        if value and not (_in_sentence(found[1], found[2]) and not _RANDOM.fullmatch(value[0])):
-            parts.append(_hidden(value[0]))
-            place = value.end()
-    return "".join([*parts, text[place:]])
+def _named_in_prose(name: re.Match[str], value: str) -> bool:
+    return _in_sentence(name[1], name[2]) and not _RANDOM.fullmatch(value)
+
+
+def _option_in_prose(_: re.Match[str], value: str) -> bool:
+    return bool(_PROSE.fullmatch(value))
 
 
 def _in_sentence(name: str, separator: str) -> bool:

@@ -112,6 +112,10 @@ def test_an_option_that_is_spelt_otherwise_is_named_before_what_is_missing():
         ("on_validation_end", "metric_on_epoch_end"),
         ("on_train_batch_end", "run_batch"),
         ("on_save_checkpoint", "state_dict"),
+        ("on_save", "state_dict"),
+        ("on_log", "logging"),
+        ("prediction_step", "test_step"),
+        ("lr_scheduler_step", "scheduler_step_on_batch"),
     ],
 )
 @pytest.mark.parametrize("base", [PlainTrainer, AddOnBase])

@@ -62,7 +62,7 @@ def _starts_no_process(request):
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for its groups
 def pytest_collection_modifyitems(items):
     for item in items:
-        folder, file = item.path.parent.name, str(item.path)
+        folder, file = item.path.parent.name, item.path.stem
         item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else file))
         if "starts_processes" in getattr(item, "fixturenames", ()):
             item.add_marker("process")

@@ -80,7 +80,7 @@ def test_what_is_packed_is_there():
     packed = re.search(
         r"\[tool\.hatch\.build\.targets\.sdist\]\ninclude = \[(.*?)\]", text("pyproject.toml"), re.DOTALL
     )
-    names = re.findall(r'"(\S+?)"', packed[1])
+    names = re.findall(r'"/(\S+?)"', packed[1])
     assert {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"} <= set(names)
     assert [name for name in names if not (ROOT / name).exists()] == []
 

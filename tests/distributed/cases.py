@@ -32,6 +32,7 @@ from torch.utils.data import (
 from tests.averaging import Averaged, whole
 from tests.distributed import problem
 from tests.distributed.problem import Digits, Weighted, digits, loader, trainer_for
+from tests.written_before.comparing import goes_on, on
 from zae_engine import Trainer
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.trainer import read_history
@@ -909,6 +910,7 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "differently": differently,
     }
     found |= {f"several-{name}": case for name, case in SEVERAL.items()}
+    found |= {f"written-{kept.replace('/', '-')}": partial(goes_on, kept, folder) for kept in on(2)}
     found["bf16"] = partial(train, loader(203), mixed_precision="bf16")
     return found
 

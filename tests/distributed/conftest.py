@@ -42,7 +42,7 @@ def wanted(processes: int, name: str) -> bool:
         return processes < 3
     if name.startswith("shards"):
         return processes != 3 or name.endswith("12") or name == "shards-few"
-    return processes < 4
+    return processes == 2 if name.startswith("written") else processes < 4
 
 
 class Results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.helpers import weights
 from tests.trainer.addons.resumed import first_difference, outcome
-from tests.written_before.problem import F32, FORMS, Form, Task, noted
+from tests.written_before.problem import F32, FORMS, RANK, Form, Task, build, noted, run
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path.parent.relative_to(HERE).as_posix() for path in HERE.glob("v*/*/noted.json"))
@@ -46,6 +47,17 @@ def found(resumed: Task, whole: Task) -> dict[str, Any]:
         "whole": now(whole),
         "difference": first_difference(outcome(whole), outcome(resumed)),
     }
+
+
+def goes_on(folder: str, into: str) -> dict[str, Any]:
+    """Let a copy of a folder go on, on the processes that there are, beside a run that is not interrupted."""
+    form, beside = form_of(folder), Path(into) / folder
+    if RANK == 0:
+        shutil.copytree(HERE / folder / "run", beside / "run")
+    return found(
+        run(build(form, beside / "run"), form, resume="auto"),
+        run(build(form, beside / "whole"), form),
+    )
 
 
 def assert_ends_alike(found: dict[str, Any], folder: str) -> None:

@@ -63,7 +63,7 @@ def goes_on(folder: str, into: str) -> dict[str, Any]:
 def assert_ends_alike(found: dict[str, Any], folder: str) -> None:
     """The old folder goes on to the end that was noted, and on a machine that computes the same bits, to that bit."""
     wanted = then(folder)
-    tolerance = 1e-4 if form_of(folder).dtype == F32 else 1e-9
+    tolerance = 1e-3 if form_of(folder).dtype == F32 else 1e-9
     assert_close(found["whole"], wanted, tolerance)
     assert_close(found["resumed"], wanted, tolerance)
     if first_difference(found["whole"], wanted) is None:

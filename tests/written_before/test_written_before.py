@@ -71,8 +71,8 @@ def test_a_run_that_was_stopped_within_an_epoch_goes_on_with_the_next(kept, tmp_
     whole = now(run(whole, form, {"max_steps": 9}))
     assert resumed["steps"] == whole["steps"] == 17
     same = whole["losses"]["train"][:8] == then("v0_8/stopped")["losses"]["train"][:8]  # to the bit, on this machine
-    assert_close(resumed["losses"], whole["losses"], 0 if same else 1e-4)
-    assert_close(resumed["weights"], whole["weights"], 0 if same else 1e-4)
+    assert_close(resumed["losses"], whole["losses"], 0 if same else 1e-3)
+    assert_close(resumed["weights"], whole["weights"], 0 if same else 1e-3)
 
 
 @pytest.mark.parametrize("folder", SEVERAL_CHECKPOINTS)

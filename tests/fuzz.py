@@ -49,7 +49,7 @@ from zae_engine.logs.runs import list_runs
 from zae_engine.logs.runs import table_of as table_of_runs
 from zae_engine.logs.summary import summarize, summary_lines
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
-from zae_engine.trainer.run_file import read_run as read_run_file
+from zae_engine.trainer.run_file import read_run_json
 
 OWN = (CheckpointError, ConfigError, NotPlainError, RunFolderError, SyncError, WeightsError, FileNotFoundError)
 WAIT = 20  # seconds that one damaged file may take
@@ -231,7 +231,7 @@ class Fuzz:
             readers += [lambda: read_history(self.run), lambda: records_of(self.run), lambda: resumes_in(path)]
             readers += [lambda: records_of(self.run, True), lambda: HistoryFile(path).append([{"kind": "end"}])]
         if path.name in ("run.json", "summary.json"):
-            readers += [lambda: read_run_file(self.run)]
+            readers += [lambda: read_run_json(self.run)]
         return [*readers, lambda: export(self.run, "csv", {}), lambda: sync(self.run)]
 
     def _read_run(self) -> None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from zae_engine.checkpoint.folder import FOLDER, committed
+from zae_engine.checkpoint.folder import CHECKPOINTS, committed
 from zae_engine.logs.history_file import read_history
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import StateManagerAddon
@@ -176,7 +176,7 @@ def run(case: Case, way: str, saves: int, folder: Path, found: Pauses) -> None:
         blocked = [line["blocked"] for line in read_history(folder) if line["kind"] == "checkpoint"]
         found.told += [later - earlier for earlier, later in pairwise(blocked[1:])]
         tensors = [*model.state_dict().values(), *(v for s in optimizer.state.values() for v in s.values())]
-        found.size = committed(folder / FOLDER)[-1].size / sum(tensor.nbytes for tensor in tensors)
+        found.size = committed(folder / CHECKPOINTS)[-1].size / sum(tensor.nbytes for tensor in tensors)
 
 
 def note(trainer: Any, saves: int, found: Pauses) -> None:

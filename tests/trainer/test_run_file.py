@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import make
 from zae_engine.checkpoint.errors import CheckpointError
-from zae_engine.trainer.run_file import note_attempt, read_run
+from zae_engine.trainer.run_file import note_attempt, read_run_json
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -25,7 +25,7 @@ trainer.run(2, loader(), resume="auto")
 def test_each_attempt_is_added(tmp_path):
     trainer = make()
     noted = [note_attempt(tmp_path, trainer, token, ({}, {})) for token in ("a", "b")]
-    first, second = read_run(tmp_path)["attempts"]
+    first, second = read_run_json(tmp_path)["attempts"]
     assert noted == [first, second]
     assert (first["token"], second["token"], second["attempt"]) == ("a", "b", 2)
     assert second["seed"] == trainer.seed

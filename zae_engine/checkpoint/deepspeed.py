@@ -20,7 +20,7 @@ import torch
 
 from .errors import CheckpointError
 
-FOLDER, TAG = "sharded", "state"
+SHARDED, TAG = "sharded", "state"
 
 
 def save_engine(folder: Path, engine: Any) -> list[str]:
@@ -45,7 +45,7 @@ def save_engine(folder: Path, engine: Any) -> list[str]:
     folder = Path(folder)
     if engine.zero_nvme_offload_optimizer():
         raise CheckpointError("an optimizer offloaded to NVMe cannot be saved; write offload_optimizer_device: cpu")
-    engine.save_checkpoint(str(folder / FOLDER), tag=TAG)
+    engine.save_checkpoint(str(folder / SHARDED), tag=TAG)
     return sorted(path.relative_to(folder).as_posix() for path in _files(folder) if _owner(path) == engine.global_rank)
 
 
@@ -71,10 +71,10 @@ def load_engine(folder: Path, engine: Any) -> None:
             found += 1
             _check_processes(check_pickle(path), int(engine.dp_world_size))
     if not found:
-        raise CheckpointError(f"{str(folder / FOLDER)!r} holds no state of DeepSpeed")
-    loaded, _ = engine.load_checkpoint(str(folder / FOLDER), tag=TAG)
+        raise CheckpointError(f"{str(folder / SHARDED)!r} holds no state of DeepSpeed")
+    loaded, _ = engine.load_checkpoint(str(folder / SHARDED), tag=TAG)
     if loaded is None:
-        raise CheckpointError(f"DeepSpeed found nothing to load in {str(folder / FOLDER)!r}; is a file missing?")
+        raise CheckpointError(f"DeepSpeed found nothing to load in {str(folder / SHARDED)!r}; is a file missing?")
 
 
 def check_pickle(path: Path) -> Any:
@@ -109,7 +109,7 @@ def safe_classes() -> list[Any]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted((folder / FOLDER).rglob("*")) if path.is_file())
+    return (path for path in sorted((folder / SHARDED).rglob("*")) if path.is_file())
 
 
 def _owner(path: Path) -> int:

@@ -23,7 +23,7 @@ from .errors import CheckpointError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"([0-9]{6,})-step-([0-9]+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -241,10 +241,10 @@ def locate(path: str | Path, words: tuple[str, ...] = ()) -> Checkpoint | list[C
     path = Path(path)
     if (path / MANIFEST).is_file() or (path.is_dir() and parse_name(path.resolve().name)):
         return read_checkpoint(path)
-    inside = path / FOLDER if (path / FOLDER).is_dir() else path
+    inside = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     if found := committed(inside):
         return found
-    if inside != path or (path / "run.json").is_file() or (path.is_dir() and path.resolve().name == FOLDER):
+    if inside != path or (path / "run.json").is_file() or (path.is_dir() and path.resolve().name == CHECKPOINTS):
         return []
     what = f"{str(path)!r} is no checkpoint and no run folder" if path.exists() else f"there is no {str(path)!r}"
     meant = nearest(str(path), words) or nearest_path(path)

@@ -31,7 +31,7 @@ from .pieces import Piece, Pieces, local_piece, write_pieces
 from .states import by_name, load_state, read_state
 from .weights import _first, plain
 
-FOLDER, VALUES = "sharded", "values.json"
+SHARDED, VALUES = "sharded", "values.json"
 
 
 @dataclass
@@ -64,11 +64,11 @@ class Shards:
         list of str
             Their names, beginning with ``sharded/``.
         """
-        names = [f"{FOLDER}/process-{self.process}.safetensors"]
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        names = [f"{SHARDED}/process-{self.process}.safetensors"]
+        (folder / SHARDED).mkdir(parents=True, exist_ok=True)
         write_pieces(folder / names[0], self.tensors, self.pieces, self.process, self.processes)
         if self.process == 0:
-            names.append(f"{FOLDER}/{VALUES}")
+            names.append(f"{SHARDED}/{VALUES}")
             write_json(folder / names[1], self.values)
         return names
 
@@ -123,7 +123,7 @@ def load_sharded(folder: Path, model: nn.Module, optimizer: Optimizer | None = N
     CheckpointError
         For files that are missing or damaged, or are of another model or optimizer.
     """
-    path, module = Path(folder) / FOLDER, plain(model)
+    path, module = Path(folder) / SHARDED, plain(model)
     values = _read_values(path / VALUES)
     with Pieces(path) as pieces:
         state = _tied_once(module)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.best import first_best, is_finite
-from ..checkpoint.folder import FOLDER, Checkpoint
+from ..checkpoint.folder import CHECKPOINTS, Checkpoint
 from ..files import open_plain
 from .history_file import Line
 
@@ -119,7 +119,7 @@ def _place(folder: Path, row: Line, saved: list[Checkpoint]) -> str | None:
     weights = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights and (noted is None or noted.get("epoch") == (row.get("epoch") or 0) - 1):  # from 0
         return weights
-    return next((f"{FOLDER}/{c.path.name}" for c in saved if c.step == row.get("step")), None)
+    return next((f"{CHECKPOINTS}/{c.path.name}" for c in saved if c.step == row.get("step")), None)
 
 
 def stretches(lines: Iterable[Line]) -> Iterator[tuple[float, float]]:

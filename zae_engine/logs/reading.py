@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.folder import FOLDER, Checkpoint, committed
+from ..checkpoint.folder import CHECKPOINTS, Checkpoint, committed
 from ..files import lines_of, may_be_deep, read_json
 from ..near import nearest_path
 from ..terminal import PrintableError
@@ -161,7 +161,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     lines, started = _whole_lines(folder / HISTORY), _started(folder)
     if not lines and not started:
         raise RunFolderError(f"{str(folder)!r} has a {HISTORY} in which no line can be read, and no {RUN}")
-    lasting, saved = held(lines), committed(folder / FOLDER)
+    lasting, saved = held(lines), committed(folder / CHECKPOINTS)
     rows = _rows(lasting)
     points = [line for line in lines if line.get("kind") == "point"]
     end = end_of(lines)
@@ -200,7 +200,7 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
     """
     path, found = Path(path), list[Path]()
     for here, names, files in os.walk(path, followlinks=False):
-        names[:] = sorted(name for name in names if name != FOLDER and not name.startswith("."))
+        names[:] = sorted(name for name in names if name != CHECKPOINTS and not name.startswith("."))
         if HISTORY in files or RUN in files:
             found.append(Path(here))
     if not found:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..logs.curves import CURVES, draw_curves
 from ..logs.feed import Feed, close
@@ -34,13 +34,9 @@ class Afterwards:
 
     Attributes
     ----------
-    pictures : bool
-        Of the class: whether pictures are drawn at all.
     feeds : dict of str to Feed
         The loggers, by name.
     """
-
-    pictures: ClassVar[bool] = True
 
     def __init__(self, draws: bool = True) -> None:
         self.feeds: dict[str, Feed] = {}
@@ -106,8 +102,6 @@ class Afterwards:
         return summary, [*effort_lines(summary), f"In {str(_near(folder))!r}: {', '.join(there)}."]
 
     def _draw(self, run: Run | Path) -> None:
-        if not self.pictures:
-            return
         try:
             draw_curves(run)
         except ModuleNotFoundError:

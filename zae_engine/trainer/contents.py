@@ -17,7 +17,7 @@ from ..checkpoint.documents import SUFFIXES, read_document, read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import Checkpoint
 from ..checkpoint.names import own_name, own_names
-from ..checkpoint.sharded import FOLDER, VALUES, load_sharded, take_shards
+from ..checkpoint.sharded import SHARDED, VALUES, load_sharded, take_shards
 from ..checkpoint.weights import WeightsError, load_weights, own_state
 from .blame import warn
 from .fingerprint import IN_EVAL
@@ -190,7 +190,7 @@ def _put_parts(trainer: Any, checkpoint: Checkpoint, state: Nest, final: bool = 
         _put_trained(trainer, state, state["trained"])
     if has_engine(trainer):
         load_engine(checkpoint.path, trainer._prepared)
-    elif f"{FOLDER}/{VALUES}" in checkpoint.files:
+    elif f"{SHARDED}/{VALUES}" in checkpoint.files:
         load_sharded(checkpoint.path, trainer.model, _optimizer(trainer))
     elif is_sharded(trainer.model) or state["optimizer"] is None:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoint.commit import clear_leftovers
 from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import FOLDER, committed, name_of, next_serial
+from ..checkpoint.folder import CHECKPOINTS, committed, name_of, next_serial
 from ..checkpoint.sharded import whole_model
 from .blame import warn
 from .contents import best_extra, check_savable, whole_of
@@ -70,7 +70,7 @@ class Keeper(TakingUp):
     def holding(self) -> Iterator[None]:
         """Inside, no other job writes into the folder."""
         with self.log.holding():
-            for sentence in self._processes.on_first(lambda: clear_leftovers(self.folder / FOLDER)):
+            for sentence in self._processes.on_first(lambda: clear_leftovers(self.folder / CHECKPOINTS)):
                 if self._processes.first:
                     warn(sentence)
             yield
@@ -102,7 +102,7 @@ class Keeper(TakingUp):
             self._saver = None
 
     def _open(self) -> None:
-        self._serial = self._processes.on_first(lambda: next_serial(self.folder / FOLDER))
+        self._serial = self._processes.on_first(lambda: next_serial(self.folder / CHECKPOINTS))
         where = (self.folder, self._processes, self._suffix, self._keep, self.log.token, self.log.file)
         self._saver = Saver(*where, self._in_background)
         self._due, self._writing, self._saver_failed = False, False, None
@@ -134,7 +134,7 @@ class Keeper(TakingUp):
         self._saver.give_up(0.0 if isinstance(error, KeyboardInterrupt) else _A_WHILE)
         self._saver.wait()
         if isinstance(error, Exception) and self._processes.first:
-            last = committed(self.folder / FOLDER)
+            last = committed(self.folder / CHECKPOINTS)
             state = f"the last committed state is {str(last[-1].path)!r}" if last else "nothing was committed yet"
             more = f"{state}; run(..., resume='auto') goes on from it" if last else state
             if failure := self._saver.failure():
@@ -281,7 +281,7 @@ class Keeper(TakingUp):
         failed = next(filter(None, self._processes.gather(self._saver_failed)), None)
         if failed is None:
             return f"Saved as {name} in {str(self.folder)!r}; the same command goes on from there."
-        last = committed(self.folder / FOLDER)
+        last = committed(self.folder / CHECKPOINTS)
         return f"{failed}; the last good state is {str(last[-1].path) if last else 'none'}."
 
 

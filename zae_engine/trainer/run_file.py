@@ -21,7 +21,7 @@ def note_attempt(
 ) -> dict[str, Any]:
     """Add an attempt to a run folder's ``run.json``, whole or not at all; return it."""
     path = folder / "run.json"
-    run = read_run(folder)
+    run = read_run_json(folder)
     there = run.get("attempts")
     attempts = there if isinstance(there, list) else []
     attempt: dict[str, Any] = {
@@ -46,7 +46,7 @@ def note_attempt(
     return attempt
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run_json(folder: Path) -> dict[str, Any]:
     """What ``run.json`` says; empty where there is none, or none that can be read."""
     try:
         run = read_json(folder / "run.json")

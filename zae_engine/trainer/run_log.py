@@ -15,7 +15,7 @@ from typing import Any
 
 from ..checkpoint.background import Background
 from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import FOLDER
+from ..checkpoint.folder import CHECKPOINTS
 from ..checkpoint.lock import RunLock
 from ..files import NotPlainError, check_plain, clear_partials, refuse_outside
 from ..logs.history_file import HistoryFile, Line
@@ -119,7 +119,7 @@ class RunLog:
             raise CheckpointError(f"save_path={str(self.folder)!r} {reason}") from error
         try:
             check_plain(self.folder / "history.jsonl")
-            refuse_outside(self.folder, self.folder / FOLDER)
+            refuse_outside(self.folder, self.folder / CHECKPOINTS)
         except NotPlainError as error:
             raise CheckpointError(f"save_path={str(self.folder)!r} is not trained in: {error}") from error
         lock.acquire()

@@ -18,7 +18,7 @@ from ..checkpoint.background import Background
 from ..checkpoint.codec import pack
 from ..checkpoint.commit import Commit
 from ..checkpoint.documents import write_packed, write_tensors
-from ..checkpoint.folder import FOLDER, name_of
+from ..checkpoint.folder import CHECKPOINTS, name_of
 from ..checkpoint.retention import retain
 from ..checkpoint.snapshot import Snapshot, equal
 from ..files import replacing
@@ -172,7 +172,7 @@ class Saver:
     def _write(self, contents: Contents, documents: dict[str, Any], weights: Weights) -> None:
         weights = _each_once(weights)
         name = name_of(contents.summary["serial"], contents.summary["step"])
-        commit = Commit(self.folder / FOLDER, name, self._token, self._processes.index, self._processes.count)
+        commit = Commit(self.folder / CHECKPOINTS, name, self._token, self._processes.index, self._processes.count)
         commit.write(partial(self._files, contents, documents, weights))
         if not self._processes.first:
             return
@@ -188,7 +188,7 @@ class Saver:
         if contents.is_best:
             source = next(path / f"{stem}{self.suffix}" for stem in (BEST, MODEL) if stem in weights)
             self._problems += publish(source, self.folder)
-        self._problems += retain(self.folder / FOLDER, *self._keep)
+        self._problems += retain(self.folder / CHECKPOINTS, *self._keep)
 
     def _files(self, contents: Contents, documents: dict[str, Any], weights: Weights, folder: Path) -> list[str]:
         names = []

@@ -12,7 +12,7 @@ from typing import Any
 from ..checkpoint.disk import digest
 from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import FOLDER, Checkpoint, choose, committed, problems_of
+from ..checkpoint.folder import CHECKPOINTS, Checkpoint, choose, committed, problems_of
 from .blame import warn
 from .contents import best_of, fitting, put_passed, put_whole, with_twins
 from .processes import Processes
@@ -99,13 +99,13 @@ class TakingUp:
         """Refuse to begin anew where there are checkpoints, if only damaged ones."""
         if there := self._names():
             raise CheckpointError(
-                f"none of the checkpoints in {str(self.folder / FOLDER)!r} is whole ({', '.join(there)}); `zae"
+                f"none of the checkpoints in {str(self.folder / CHECKPOINTS)!r} is whole ({', '.join(there)}); `zae"
                 " checkpoint verify` says why. To begin anew, move the folder away"
             )
 
     def _names(self) -> list[str]:
         """The checkpoints of the folder, as process 0 sees them."""
-        return self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / FOLDER)])
+        return self._processes.on_first(lambda: [c.path.name for c in committed(self.folder / CHECKPOINTS)])
 
     def has_done(self, call: int) -> bool:
         """Whether this trainer, as it is, has done that call of `run`, so that there is nothing to load."""
@@ -124,7 +124,7 @@ class TakingUp:
         CheckpointError
             When there are checkpoints, none of which is the best that is wanted.
         """
-        found, said = self._processes.on_first(lambda: choose(self.folder / FOLDER, which))
+        found, said = self._processes.on_first(lambda: choose(self.folder / CHECKPOINTS, which))
         if found is None and which == "best" and self._names():
             raise CheckpointError(f"{str(self.folder)!r}: {'; '.join(said)}")
         for sentence in said if self._processes.first else ():
@@ -148,7 +148,7 @@ class TakingUp:
         with fitting(checkpoint):
             self._best = state["best"] if self._is_comparable(state) else None
         self._best_weights, self._monitored = None, None
-        inside = checkpoint.path.parent.resolve() == (self.folder / FOLDER).resolve()
+        inside = checkpoint.path.parent.resolve() == (self.folder / CHECKPOINTS).resolve()
         self.log.after = checkpoint.manifest.get("history", 0) if inside else 0
         self.log.origin = str(checkpoint.path.name if inside else checkpoint.path)
         self.log.begins = not inside

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
-from ..checkpoint.folder import FOLDER, committed
+from ..checkpoint.folder import CHECKPOINTS, committed
 from ..launch.workers import WorkerError, run_workers
 from . import checks, same_data, sampling
 from .afterwards import Afterwards
@@ -104,7 +104,7 @@ def verify_resume(trainer: Any, loader: Any, steps: int, valid_loader: Any, max_
 
 def _other_data(trainer: Any, loader: Any, valid_loader: Any) -> str | None:
     """In what the data differ from those of the run that the trainer's folder has, which would be gone on with."""
-    last = committed(trainer.save_path / FOLDER)[-1:]
+    last = committed(trainer.save_path / CHECKPOINTS)[-1:]
     data = last[0].manifest.get("data") if last else None
     if not isinstance(data, dict) or last[0].manifest.get("call") != trainer._keeper.calls:
         return None
@@ -171,7 +171,7 @@ class _Trial:
                 f"the run ended after {whole.last - whole.began} steps ({whole.ended}), before there was anything to go"
                 f" on with; verify_resume takes {2 * self.steps} steps here: give fewer steps="
             )
-        for checkpoint in committed(self.folder / "whole" / FOLDER):
+        for checkpoint in committed(self.folder / "whole" / CHECKPOINTS):
             if checkpoint.step > whole.began + self.steps:
                 rmtree(checkpoint.path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...checkpoint.errors import CheckpointError
-from ...checkpoint.folder import FOLDER, Checkpoint
+from ...checkpoint.folder import CHECKPOINTS, Checkpoint
 from ...launch.start import interactive
 from ...near import nearest
 from ..checks import check_choice, check_number, read_limits
@@ -241,7 +241,7 @@ class StateManagerAddon(RunFolderAddon):
         with self._keeper.holding(), self._keeper.running(counts=False):
             name = self._keeper.save(complete=self._keeper.calls > 0 and self._resumed is None)
             self._keeper.finish()
-        return self.save_path / FOLDER / name
+        return self.save_path / CHECKPOINTS / name
 
     def load_state(self, which: str | os.PathLike[str] = "last") -> Path:
         """Load model, optimizer, scheduler, counters, history, best weights, add-ons; `run` goes on from there.

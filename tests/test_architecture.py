@@ -30,7 +30,7 @@ ROOMS = [
     ["trainer/__init__", "trainer/_trainer"],
     ["trainer/addons/__init__", "trainer/addons/core"],
     ["__init__"],
-    ["cli", "checkpoint_commands", "logs_commands"],
+    ["cli/"],
 ]
 RANKS = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 

@@ -34,7 +34,7 @@ def damage(path):
     (path / "state.json").write_bytes(b"{}")
 
 
-@pytest.mark.parametrize("file", [*QUICK, "checkpoint_commands.py"])
+@pytest.mark.parametrize("file", [*QUICK, "cli/checkpoint.py"])
 def test_no_torch_is_imported_to_look_at_a_folder(file):
     source = (Path(zae_engine.__file__).parent / file).read_text(encoding="utf-8")
     assert not re.search(r"^(from|import) \S*(torch|numpy|trainer|documents|weights|codec)", source, re.MULTILINE)

@@ -12,7 +12,7 @@ from zae_engine._version import __version__
 from zae_engine.cli import main
 from zae_engine.launch.forking import fork_fault
 
-FOLDER = Path(__file__).parents[1] / "accelerate_configs"
+FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 GOOD = "distributed_type: 'NO'\nuse_cpu: true\n"
 SCRIPT = """
 import os, sys

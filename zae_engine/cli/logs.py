@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import say
+from ..terminal import say
 
 logs_app = typer.Typer(help="Give runs to loggers: what they have missed, or whole runs.", rich_markup_mode=None)
 
@@ -36,8 +36,8 @@ def report(
 
     Without -o: report.html in the run's folder; of several runs, in the current folder.
     """
-    from .logs.report import write_report
-    from .logs.summary import in_units
+    from ..logs.report import write_report
+    from ..logs.summary import in_units
 
     with _told():
         page = write_report(paths, out)
@@ -58,7 +58,7 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, for scripts.")] = False,
 ) -> None:
     """List runs, with their best values."""
-    from .logs.runs import list_runs, table_of
+    from ..logs.runs import list_runs, table_of
 
     with _told():
         rows = list_runs(path or Path(), sort, reverse)
@@ -85,8 +85,8 @@ def sync(
 
     Addresses, and paths outside of it, are not taken from the folder: the environment or --set has to name them.
     """
-    from .logs.export import SyncError
-    from .logs.export import sync as deliver
+    from ..logs.export import SyncError
+    from ..logs.export import sync as deliver
 
     with _told():
         try:
@@ -107,7 +107,7 @@ def export(
     every_step: Annotated[bool, typer.Option("--every-step", help="A record for each step.")] = False,
 ) -> None:
     """Give a whole run to a logger, as a new run there."""
-    from .logs.export import export as give
+    from ..logs.export import export as give
 
     with _told():
         say(give(path, to, dict(map(_setting, settings or ())), out, every_step))
@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _told() -> Iterator[None]:
     """End with 2 and one line for a path without a run, a column that is none, or a package that is missing."""
-    from .logs.reading import RunFolderError
+    from ..logs.reading import RunFolderError
 
     try:
         yield

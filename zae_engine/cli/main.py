@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ._version import __version__
-from .checkpoint_commands import checkpoint_app
-from .logs_commands import register
-from .near import nearest
-from .terminal import leave, say
+from .._version import __version__
+from ..near import nearest
+from ..terminal import leave, say
+from .checkpoint import checkpoint_app
+from .logs import register
 
 if TYPE_CHECKING:
-    from .launch.document import Document
-    from .launch.machine import Machine
+    from ..launch.document import Document
+    from ..launch.machine import Machine
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click under typer 0.15, of typer itself later
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments : sequence of str, optional
         ``sys.argv[1:]`` by default.
     """
-    from .launch.document import ConfigError
+    from ..launch.document import ConfigError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -87,7 +87,7 @@ def _top(
 @config_app.command()
 def check(file: Annotated[Path, typer.Argument(help="An Accelerate configuration (YAML).")]) -> None:
     """Find what Accelerate would pass over or crash on, with line numbers and remedies."""
-    from .launch.check import check_config
+    from ..launch.check import check_config
 
     found = check_config(file)
     _print(found)
@@ -103,7 +103,7 @@ def resolve(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write it; else it is printed.")] = None,
 ) -> None:
     """Fit a configuration to this machine, for stock `accelerate launch`; say what is changed."""
-    from .launch.resolve import resolve_config, uses_cpu, write_config
+    from ..launch.resolve import resolve_config, uses_cpu, write_config
 
     resolved = resolve_config(file)
     for change in resolved.changes:
@@ -158,9 +158,9 @@ def launch(
 @app.command()
 def doctor() -> None:
     """Show devices, versions, the configuration found, variables; try an all-reduce."""
-    from .launch.doctor import describe_variables, describe_versions, find_config, try_reduce
-    from .launch.forking import fork_fault
-    from .launch.machine import this_machine
+    from ..launch.doctor import describe_variables, describe_versions, find_config, try_reduce
+    from ..launch.forking import fork_fault
+    from ..launch.machine import this_machine
 
     machine = this_machine()
     say(f"devices: {machine.describe()}; computes in {', '.join(machine.precisions)}")
@@ -176,9 +176,9 @@ def doctor() -> None:
 
 
 def _start(file: Path | None, options: dict[str, Any], command: list[str], module: bool, cpu: bool) -> None:
-    from .launch.cluster import refuse_nested
-    from .launch.machine import this_machine
-    from .launch.resolve import override, resolve_document, uses_cpu, write_config
+    from ..launch.cluster import refuse_nested
+    from ..launch.machine import this_machine
+    from ..launch.resolve import override, resolve_document, uses_cpu, write_config
 
     refuse_nested()
     machine = this_machine()
@@ -192,7 +192,7 @@ def _start(file: Path | None, options: dict[str, Any], command: list[str], modul
         say(f"zae launch: {change}", err=True)
     if uses_cpu(resolved.config):
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    from .launch.start import start
+    from ..launch.start import start
 
     # Processes read it before the script runs; it goes when start() ends this one.
     with tempfile.TemporaryDirectory(prefix="zae-") as folder:
@@ -202,9 +202,9 @@ def _start(file: Path | None, options: dict[str, Any], command: list[str], modul
 
 
 def _read(file: Path | None, machine: Machine) -> tuple[Document, str]:
-    from .launch.doctor import find_config
-    from .launch.document import Document, read_document
-    from .launch.resolve import machine_config
+    from ..launch.doctor import find_config
+    from ..launch.document import Document, read_document
+    from ..launch.resolve import machine_config
 
     found = str(file) if file is not None else find_config()
     if found is not None:
@@ -213,7 +213,7 @@ def _read(file: Path | None, machine: Machine) -> tuple[Document, str]:
 
 
 def _warn(document: Document, machine: Machine) -> None:
-    from .launch.check import check_document
+    from ..launch.check import check_document
 
     for finding in check_document(document, machine):
         if finding.level == "warning" and finding.key not in _PUT_RIGHT:
@@ -221,7 +221,7 @@ def _warn(document: Document, machine: Machine) -> None:
 
 
 def _check_script(command: Sequence[str], module: bool) -> None:
-    from .launch.document import ConfigError
+    from ..launch.document import ConfigError
 
     if not command:
         raise ConfigError("there is no script; write `zae launch [FILE] script.py`")
@@ -287,7 +287,3 @@ def _print(found: Iterable[object]) -> None:
 def _fail(message: str) -> NoReturn:
     say(f"zae: {message}", err=True)
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

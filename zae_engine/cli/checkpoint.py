@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import in_line, say
+from ..terminal import in_line, say
 
 if TYPE_CHECKING:
-    from .checkpoint.folder import Checkpoint
+    from ..checkpoint.folder import Checkpoint
 
 _Place = Annotated[Path, typer.Argument(help="A run folder, its checkpoints/, or one checkpoint.")]
 _Other = Annotated[Path, typer.Argument(help="As PATH; or a file of weights.")]
@@ -29,7 +29,7 @@ checkpoint_app = typer.Typer(help="List, verify, compare and show checkpoints.",
 @checkpoint_app.command(name="ls")
 def list_checkpoints(path: _Place) -> None:
     """List checkpoints. Sizes are compared with what was written; `verify` compares checksums."""
-    from .checkpoint.folder import problems_of
+    from ..checkpoint.folder import problems_of
 
     with _told():
         found = _find(path)
@@ -42,7 +42,7 @@ def list_checkpoints(path: _Place) -> None:
 @checkpoint_app.command()
 def verify(path: _Place) -> None:
     """Compare each file with its checksum; exit with 1 when something is wrong."""
-    from .checkpoint.folder import examine, foreign_files
+    from ..checkpoint.folder import examine, foreign_files
 
     with _told():
         found = _find(path)
@@ -64,7 +64,7 @@ def verify(path: _Place) -> None:
 def diff(one: _Other, other: _Other) -> None:
     """Compare two checkpoints, or files of weights, to the bit; exit with 1 when they differ."""
     with _told():
-        from .checkpoint.compare import compare
+        from ..checkpoint.compare import compare
 
         found = compare(one, other)
     say(*found, f"{len(found)} differences" if len(found) != 1 else "1 difference")
@@ -76,7 +76,7 @@ def diff(one: _Other, other: _Other) -> None:
 def show(path: _Other) -> None:
     """Show what a checkpoint says of itself, its tensors, and its plain values."""
     with _told():
-        from .checkpoint.compare import pick, read_parts
+        from ..checkpoint.compare import pick, read_parts
 
         checkpoint = None if path.is_file() else pick(path)
         parts = read_parts(path if checkpoint is None else checkpoint.path)
@@ -89,7 +89,7 @@ def show(path: _Other) -> None:
 @contextmanager
 def _told() -> Iterator[None]:
     """End with 2 and one line for a checkpoint that is not there, or is damaged."""
-    from .checkpoint.errors import CheckpointError
+    from ..checkpoint.errors import CheckpointError
 
     try:
         yield
@@ -99,7 +99,7 @@ def _told() -> Iterator[None]:
 
 
 def _find(path: Path) -> list[Checkpoint]:
-    from .checkpoint.folder import Checkpoint, locate
+    from ..checkpoint.folder import Checkpoint, locate
 
     found = locate(path)
     return [found] if isinstance(found, Checkpoint) else found
@@ -156,7 +156,7 @@ def _show_manifest(checkpoint: Checkpoint) -> None:
 
 
 def _show_part(part: str, leaves: dict[tuple[Any, ...], Any]) -> None:
-    from .checkpoint.compare import describe
+    from ..checkpoint.compare import describe
 
     tensors = {path: value for path, value in leaves.items() if hasattr(value, "dtype") and hasattr(value, "numel")}
     values = [path for path in leaves if path not in tensors]

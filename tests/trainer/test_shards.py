@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.trainer.test_plan_properties import in_threads
-from zae_engine.trainer.batch import fingerprint, join
 from zae_engine.trainer.cutting import slices
 from zae_engine.trainer.layout import Layout
+from zae_engine.trainer.nests import fingerprint, join
 from zae_engine.trainer.plan import BatchPlan
 from zae_engine.trainer.shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
 

@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
 from ..near import nearest
-from .batch import is_scalar
 from .compose import Seams, options_of, refuse_unknown
-from .schedule import Budget, Duration, refuse_short
+from .limits import Budget, Duration, refuse_short
+from .nests import is_scalar
 
 T = TypeVar("T")
 MODES = ("train", "test")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..near import nearest
-from . import habits
+from . import hints
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,7 +110,7 @@ class Seams(metaclass=ComposableMeta):
         """A stack that cannot work is refused when it is defined, and a method that nobody would call."""
         super().__init_subclass__(**kwargs)
         check_stack(cls)
-        habits.check_methods(cls)
+        hints.check_methods(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Options that are not the add-on's own go on to the next class."""
@@ -282,7 +282,7 @@ def refuse_unknown(
     """
     for name in unknown:
         places = {**ADD_ONS, **(elsewhere or {}), **dict.fromkeys(options, "")}
-        near = name if name in places else habits.renamed(name, places) or nearest(name, places)
+        near = name if name in places else hints.renamed(name, places) or nearest(name, places)
         if near is None:
             hint = f"there are {', '.join(sorted(options))}"
         elif near in options:

@@ -19,11 +19,11 @@ from ..checkpoint.folder import Checkpoint
 from ..checkpoint.names import own_name, own_names
 from ..checkpoint.sharded import SHARDED, VALUES, load_sharded, take_shards
 from ..checkpoint.weights import WeightsError, load_weights, own_state
-from .blame import warn
 from .fingerprint import IN_EVAL
 from .processes import is_sharded
 from .saving import BEST, MODEL, STATE, Contents, own_stem
 from .trained import Trained, put_trained
+from .warn import warn
 
 Nest = dict[str, Any]
 

@@ -20,8 +20,8 @@ from ..launch.forking import guard_forks
 from ..launch.kin import end_with_launcher
 from ..launch.meeting import meeting
 from ..launch.rendezvous import with_fresh_store
-from .blame import warn
 from .checks import check_number
+from .warn import warn
 
 Device = str | torch.device
 

@@ -13,18 +13,18 @@ import torch
 
 from . import checks
 from .agreement import Agreement
-from .batch import map_nest, place, snapshot, to_cpu
-from .blame import warn
 from .epoch_log import Sums, pooled, with_metrics
 from .evaluation import evaluation
 from .gathering import joined
 from .layout import Start
+from .limits import Budget, Interval
+from .nests import map_nest, place, snapshot, to_cpu
 from .placing import Placing
 from .plan import BatchPlan
 from .sampling import in_dataset_order
-from .schedule import Budget, Interval
 from .seeding import generators_kept, set_streams
 from .verify import Verification, verify
+from .warn import warn
 from .window import Window
 
 Loader = Iterable[Any]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .batch import join
 from .epoch_log import EpochLog, Series
+from .nests import join
 from .processes import Processes
 
 

@@ -16,11 +16,11 @@ import torch
 from accelerate.utils import InitProcessGroupKwargs
 
 from ..launch.kin import has_workers
+from .limits import Duration
 from .loader_workers import let_tell
 from .patience import Waits
 from .peers import Peers, address
 from .processes import Processes
-from .schedule import Duration
 from .watch import Watch
 
 

@@ -17,13 +17,13 @@ from ..checkpoint.commit import clear_leftovers
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import CHECKPOINTS, committed, name_of, next_serial
 from ..checkpoint.sharded import whole_model
-from .blame import warn
 from .contents import best_extra, check_savable, whole_of
+from .limits import Duration
 from .processes import is_sharded
 from .run_log import RunLog
 from .saving import BEST, MODEL, STATE, Contents, Saver
-from .schedule import Duration
 from .taking_up import TakingUp
+from .warn import warn
 
 FAILED = "a checkpoint could not be written: "
 _A_WHILE = 3.0  # seconds that a run that broke off waits for the files of the other processes

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .batch import map_nest, to_cpu
+from .nests import map_nest, to_cpu
 from .processes import Processes
 from .routes import Route
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .held_state import Root, owned_by, trained_tensors
+from .object_state import Root, owned_by, trained_tensors
 from .processes import Processes
 from .trained import parameters_of
 

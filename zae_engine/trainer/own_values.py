@@ -14,12 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from ..logs.history_file import FOLDER_OF_PICTURES, Line
-from .batch import is_scalar, snapshot
-from .blame import warn
 from .compose import Seams
 from .fetching import read
+from .nests import is_scalar, snapshot
 from .pictures import encoded, is_picture
 from .processes import Processes
+from .warn import warn
 
 OWN = "own/"  # in front of a name that is the trainer's
 _TAKEN = ("epoch", "kind", "lr", "samples/s", "step", "time", "waiting for data")

@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 from .banner import epoch_line, unknown_in
-from .blame import warn
 from .epoch_log import pooled
 from .history import Row
+from .limits import step_scheduler
 from .progress import SilentBar
 from .resuming import CalledAway, Resuming
-from .schedule import step_scheduler
 from .seeding import loader_states, put_loader_states
 from .trained import Trained
+from .warn import warn
 
 _MUCH = 256 * 2**20  # bytes that are not kept for nobody without a word
 

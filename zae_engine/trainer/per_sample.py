@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..launch.kin import walk
-from .batch import fingerprint, is_nest, leaves
 from .cutting import (
     CutError,
     Marks,
@@ -28,6 +27,7 @@ from .cutting import (
     raw_samples,
     sample_lists,
 )
+from .nests import fingerprint, is_nest, leaves
 from .sampling import like_loader
 from .seeding import OwnStreams, generators_kept
 

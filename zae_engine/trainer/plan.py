@@ -12,9 +12,9 @@ from weakref import WeakMethod
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from .batch import fingerprint
 from .cutting import Marks, count_samples, cut, slices
 from .layout import Layout, Share, Start, ids_hash, nothing
+from .nests import fingerprint
 from .patience import Waits
 from .per_sample import collates_as_usual, per_sample, sizes_of
 from .processes import Processes

@@ -19,18 +19,18 @@ from ..checkpoint.weights import own_state
 from ..redaction import redact
 from . import checks
 from .banner import is_shown
-from .batch import as_float, is_scalar
-from .blame import warn
 from .epoch_log import EpochLog
 from .history import History, Row
 from .monitor import Monitor
+from .nests import as_float, is_scalar
+from .options import Settings
 from .own_values import OwnValues, TakesValues
 from .processes import Processes, is_sharded
 from .progress import ProgressChecker, make_bar
 from .routes import Route
-from .settings import Settings
 from .spent import Spent
 from .trained import rates_in_words, rates_of
+from .warn import warn
 
 Path = str | PathLike[str]
 

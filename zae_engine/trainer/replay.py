@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..checkpoint.names import own_name
 from . import checks
-from .batch import leaves, map_nest, place
 from .cutting import Marks, count_samples, slices
 from .modes import Modes
+from .nests import leaves, map_nest, place
 from .own_values import OwnValues
 from .seeding import set_streams
 from .window import Micro, Window

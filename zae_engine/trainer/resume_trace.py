@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoint.errors import CheckpointError
-from .batch import fingerprint, is_scalar
-from .held_state import Root, State, states_of
+from .nests import fingerprint, is_scalar
+from .object_state import Root, State, states_of
 from .seeding import streams_of
 
 Names = dict[str, str]

@@ -22,12 +22,12 @@ from ..logs.history_file import HistoryFile, Line
 from ..logs.merging import resumes_in
 from ..redaction import redact
 from .afterwards import Afterwards, end_line
-from .blame import warn
 from .processes import Processes
 from .progress import make_bar
 from .run_file import note_attempt
 from .signals import Interrupted
 from .step_lines import StepLines
+from .warn import warn
 
 _MEMORY = ("mine", "after", "origin", "begins")
 _USUAL = {"output", "target", "num_items"}  # what a step returns for metrics and for the trainer itself

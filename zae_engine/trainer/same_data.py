@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .batch import fingerprint, leaves
-from .held_state import Generators
+from .nests import fingerprint, leaves
+from .object_state import Generators
 from .patience import WaitError
 from .plan import named
 from .processes import Processes

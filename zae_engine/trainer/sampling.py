@@ -23,13 +23,13 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from .batch import fingerprint
-from .blame import warn
 from .layout import Layout, Share, Start, ids_hash, nothing
+from .nests import fingerprint
 from .processes import Processes
 from .seeded import Ids, SeededSamples, SeededStream
 from .seeding import OwnStreams, draw_seed, generators_of
 from .splits import Split, split_of
+from .warn import warn
 
 _KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
 

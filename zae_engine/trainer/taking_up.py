@@ -13,11 +13,11 @@ from ..checkpoint.disk import digest
 from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import CHECKPOINTS, Checkpoint, choose, committed, problems_of
-from .blame import warn
 from .contents import best_of, fitting, put_passed, put_whole, with_twins
 from .processes import Processes
 from .run_log import RunLog
 from .saving import MODEL, publish
+from .warn import warn
 
 _MEMORY = ("calls", "_at_an_end", "_best")
 

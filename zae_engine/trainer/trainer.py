@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from . import checks, habits
+from . import checks, hints
 from .agreement import Agreement
 from .banner import banner, check_show, farewell
-from .batch import merge, place, snapshot
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
 from .device import Device, resolve_accumulation
 from .gathering import put_together
 from .guarding import check_wait
 from .history import History
+from .limits import Budget, Duration, Interval
 from .metrics import check_metrics
 from .monitor import Monitor
+from .nests import merge, place, snapshot
 from .pacing import Pacing
 from .plan import named
 from .progress import make_bar
 from .sampling import check_shared, set_epoch
-from .schedule import Budget, Duration, Interval
 from .seeding import draw_seed, streams_kept
 from .shards import check_shards, one_thread
 from .update import spreads
@@ -147,7 +147,7 @@ class Trainer(Pacing):
         **unknown: NoReturn,
     ) -> None:
         refuse_unknown(unknown, type(self).__name__, options_of(type(self)), RUNS)
-        habits.check_reads(type(self))
+        hints.check_reads(type(self))
         checks.check_steps(self, trains=mode == "train", tests=False)
         without = model is None and optimizer is None  # then `run` refuses to train
         model = nn.Sequential() if model is None else model
@@ -389,4 +389,4 @@ class Trainer(Pacing):
     if not TYPE_CHECKING:  # a type checker would take any attribute for known
 
         def __getattr__(self, name: str) -> Any:
-            habits.missing(self, name)
+            hints.missing(self, name)

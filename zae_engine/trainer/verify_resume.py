@@ -28,10 +28,10 @@ from ..checkpoint.folder import CHECKPOINTS, committed
 from ..launch.workers import WorkerError, run_workers
 from . import checks, same_data, sampling
 from .afterwards import Afterwards
-from .held_state import Root, owned_by, shake
+from .limits import Duration
+from .object_state import Root, owned_by, shake
 from .plan import named
 from .resume_trace import Recorder, Trace, first_difference, reason_for
-from .schedule import Duration
 from .seeding import seed_host
 
 _GRACE = 5.0  # seconds in which a process whose time is over may end by itself

@@ -8,7 +8,7 @@ from ...checkpoint.best import is_better, is_finite
 from ..checks import check_number
 from ..compose import AddOnBase
 from ..monitor import Monitor
-from ..settings import number, setting
+from ..options import number, setting
 
 
 class EarlyStoppingAddon(AddOnBase):

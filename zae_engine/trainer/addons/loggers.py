@@ -12,8 +12,8 @@ from ...logs.logger import Logger
 from ...logs.registry import LOGGERS, logger_class, require
 from ...near import nearest
 from ..fingerprint import plain_settings
+from ..options import fixed
 from ..run_folder import RunFolderAddon
-from ..settings import fixed
 
 
 class LoggerAddon(RunFolderAddon):

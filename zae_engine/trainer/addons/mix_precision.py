@@ -14,7 +14,7 @@ from ...launch.start import interactive
 from ..checks import check_choice
 from ..compose import AddOnBase
 from ..device import default_device, find_device
-from ..settings import fixed
+from ..options import fixed
 
 _NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 

@@ -17,11 +17,11 @@ from ...near import nearest
 from ..checks import check_choice, check_number, read_limits
 from ..fingerprint import differences
 from ..keeper import Keeper
+from ..limits import Budget, Duration, Interval
+from ..options import fixed
 from ..progress import make_bar
 from ..run_folder import RunFolderAddon
 from ..same_data import look, others
-from ..schedule import Budget, Duration, Interval
-from ..settings import fixed
 from ..signals import Interrupted, signals_noted
 from ..verify_resume import ResumeVerification, verify_resume
 

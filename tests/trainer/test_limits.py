@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from zae_engine.trainer.schedule import Budget, Duration, Interval, refuse_short, step_scheduler
+from zae_engine.trainer.limits import Budget, Duration, Interval, refuse_short, step_scheduler
 
 # ---------------------------------------------------------------------- Duration
 

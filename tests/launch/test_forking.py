@@ -73,7 +73,7 @@ def test_the_versions_with_the_fault(version, mended):
 def test_the_guard_is_registered_once_and_only_among_several_processes():
     script = (
         "import os; found = []; os.register_at_fork = lambda **hooks: found.append(hooks.get('before'))\n"
-        "from zae_engine.trainer.device import make_accelerator\n"
+        "from zae_engine.trainer.processes.device import make_accelerator\n"
         "from zae_engine.launch.forking import wait_for_gloo\n"
         "for _ in range(2): make_accelerator('cpu')\n"
         "print(found.count(wait_for_gloo))"

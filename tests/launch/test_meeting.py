@@ -14,7 +14,7 @@ import sys, warnings
 from datetime import timedelta
 from accelerate.utils import InitProcessGroupKwargs
 from zae_engine.launch import meeting
-from zae_engine.trainer.device import make_accelerator
+from zae_engine.trainer.processes.device import make_accelerator
 
 warnings.simplefilter("ignore")
 meeting.SLOW = float(sys.argv[1])

@@ -5,8 +5,8 @@ from ..logs.history_file import read_history
 from .compose import AddOnBase
 from .epoch_log import EpochLog
 from .history import History
+from .processes.signals import Interrupted
 from .progress import ProgressChecker
-from .signals import Interrupted
 from .trainer import T, Trainer
 from .window import Window
 

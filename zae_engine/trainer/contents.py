@@ -20,7 +20,7 @@ from ..checkpoint.names import own_name, own_names
 from ..checkpoint.sharded import SHARDED, VALUES, load_sharded, take_shards
 from ..checkpoint.weights import WeightsError, load_weights, own_state
 from .fingerprint import IN_EVAL
-from .processes import is_sharded
+from .processes.group import is_sharded
 from .saving import BEST, MODEL, STATE, Contents, own_stem
 from .trained import Trained, put_trained
 from .warn import warn

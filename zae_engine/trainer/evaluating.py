@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from . import checks
-from .agreement import Agreement
 from .epoch_log import Sums, pooled, with_metrics
 from .evaluation import evaluation
 from .gathering import joined
@@ -21,6 +20,7 @@ from .limits import Budget, Interval
 from .nests import map_nest, place, snapshot, to_cpu
 from .placing import Placing
 from .plan import BatchPlan
+from .processes.agreement import Agreement
 from .sampling import in_dataset_order
 from .seeding import generators_kept, set_streams
 from .verify import Verification, verify

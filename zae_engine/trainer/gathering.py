@@ -9,7 +9,7 @@ import numpy as np
 
 from .epoch_log import EpochLog, Series
 from .nests import join
-from .processes import Processes
+from .processes.group import Processes
 
 
 def put_together(log: EpochLog, processes: Processes, everything: bool) -> None:

@@ -19,7 +19,7 @@ from ..checkpoint.folder import CHECKPOINTS, committed, name_of, next_serial
 from ..checkpoint.sharded import whole_model
 from .contents import best_extra, check_savable, whole_of
 from .limits import Duration
-from .processes import is_sharded
+from .processes.group import is_sharded
 from .run_log import RunLog
 from .saving import BEST, MODEL, STATE, Contents, Saver
 from .taking_up import TakingUp

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .nests import map_nest, to_cpu
-from .processes import Processes
+from .processes.group import Processes
 from .routes import Route
 
 _NEEDED = ("update", "compute", "reset")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .object_state import Root, owned_by, trained_tensors
-from .processes import Processes
+from .processes.group import Processes
 from .trained import parameters_of
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

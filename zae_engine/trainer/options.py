@@ -12,8 +12,8 @@ from torch import nn
 from . import checks
 from .banner import check_show
 from .compose import Seams
-from .device import resolve_accumulation
 from .metrics import Measures, check_metrics
+from .processes.device import resolve_accumulation
 from .shards import check_shards
 from .update import NoUpdate
 

@@ -18,7 +18,7 @@ from .compose import Seams
 from .fetching import read
 from .nests import is_scalar, snapshot
 from .pictures import encoded, is_picture
-from .processes import Processes
+from .processes.group import Processes
 from .warn import warn
 
 OWN = "own/"  # in front of a name that is the trainer's

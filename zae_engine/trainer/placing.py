@@ -10,14 +10,14 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import checks
-from .agreement import refuse_different
-from .device import Device, make_accelerator
-from .guarding import Guard
 from .layout import Layout
 from .metrics import Measures
 from .modes import Modes
 from .one_model import OneModel
-from .processes import Processes, is_sharded
+from .processes.agreement import refuse_different
+from .processes.device import Device, make_accelerator
+from .processes.group import Processes, is_sharded
+from .processes.guard import Guard
 from .records import Records
 from .shards import ShardSum, check_divides
 from .trained import Trained, in_words

@@ -13,11 +13,11 @@ from weakref import WeakMethod
 from torch.utils.data import DataLoader, IterableDataset
 
 from .cutting import Marks, count_samples, cut, slices
+from .hangs.waits import Waits
 from .layout import Layout, Share, Start, ids_hash, nothing
 from .nests import fingerprint
-from .patience import Waits
 from .per_sample import collates_as_usual, per_sample, sizes_of
-from .processes import Processes
+from .processes.group import Processes
 from .sampling import agree_on_generators, is_known, length_of, shared_copy, with_stream_seeds
 from .seeded import SeededStream, draws_nothing
 from .seeding import OwnStreams, base_seed, draw_seed

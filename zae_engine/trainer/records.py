@@ -25,7 +25,7 @@ from .monitor import Monitor
 from .nests import as_float, is_scalar
 from .options import Settings
 from .own_values import OwnValues, TakesValues
-from .processes import Processes, is_sharded
+from .processes.group import Processes, is_sharded
 from .progress import ProgressChecker, make_bar
 from .routes import Route
 from .spent import Spent

@@ -22,10 +22,10 @@ from ..logs.history_file import HistoryFile, Line
 from ..logs.merging import resumes_in
 from ..redaction import redact
 from .afterwards import Afterwards, end_line
-from .processes import Processes
+from .processes.group import Processes
+from .processes.signals import Interrupted
 from .progress import make_bar
 from .run_file import note_attempt
-from .signals import Interrupted
 from .step_lines import StepLines
 from .warn import warn
 

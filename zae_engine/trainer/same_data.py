@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from .hangs.waits import WaitError
 from .nests import fingerprint, leaves
 from .object_state import Generators
-from .patience import WaitError
 from .plan import named
-from .processes import Processes
+from .processes.group import Processes
 from .sampling import set_epoch
 from .seeded import draws_nothing, fetch
 from .seeding import OwnStreams, mix, seed_host

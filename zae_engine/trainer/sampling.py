@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 from .layout import Layout, Share, Start, ids_hash, nothing
 from .nests import fingerprint
-from .processes import Processes
+from .processes.group import Processes
 from .seeded import Ids, SeededSamples, SeededStream
 from .seeding import OwnStreams, draw_seed, generators_of
 from .splits import Split, split_of

@@ -23,7 +23,7 @@ from ..checkpoint.retention import retain
 from ..checkpoint.snapshot import Snapshot, equal
 from ..files import replacing
 from ..logs.history_file import HistoryFile
-from .processes import Processes
+from .processes.group import Processes
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 MODEL, BEST, STATE = "model", "best", "state"

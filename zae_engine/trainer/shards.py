@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .processes import Processes
+from .processes.group import Processes
 from .seeding import set_streams
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..checkpoint.documents import read_tensors
 from ..checkpoint.errors import CheckpointError
 from ..checkpoint.folder import CHECKPOINTS, Checkpoint, choose, committed, problems_of
 from .contents import best_of, fitting, put_passed, put_whole, with_twins
-from .processes import Processes
+from .processes.group import Processes
 from .run_log import RunLog
 from .saving import MODEL, publish
 from .warn import warn

@@ -10,12 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import checks, hints
-from .agreement import Agreement
 from .banner import banner, check_show, farewell
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
-from .device import Device, resolve_accumulation
 from .gathering import put_together
-from .guarding import check_wait
 from .history import History
 from .limits import Budget, Duration, Interval
 from .metrics import check_metrics
@@ -23,6 +20,9 @@ from .monitor import Monitor
 from .nests import merge, place, snapshot
 from .pacing import Pacing
 from .plan import named
+from .processes.agreement import Agreement
+from .processes.device import Device, resolve_accumulation
+from .processes.guard import check_wait
 from .progress import make_bar
 from .sampling import check_shared, set_epoch
 from .seeding import draw_seed, streams_kept

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .processes import is_sharded
+from .processes.group import is_sharded
 from .shards import ShardSum
 from .trained import in_words
 from .window import Items, Micro, Window

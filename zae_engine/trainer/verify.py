@@ -19,7 +19,7 @@ from . import checks
 from .cutting import Marks, Path, count_samples, even_edges, in_words
 from .per_sample import PerSample, per_sample
 from .plan import BatchPlan
-from .processes import is_sharded
+from .processes.group import is_sharded
 from .replay import COARSE_FLOOR, CPU, CannotRunError, Replay, differences
 from .sampling import like_loader
 from .seeding import generators_kept, set_streams, streams_kept

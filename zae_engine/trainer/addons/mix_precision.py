@@ -13,8 +13,8 @@ from ...launch.machine import this_machine
 from ...launch.start import interactive
 from ..checks import check_choice
 from ..compose import AddOnBase
-from ..device import default_device, find_device
 from ..options import fixed
+from ..processes.device import default_device, find_device
 
 _NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 

@@ -19,10 +19,10 @@ from ..fingerprint import differences
 from ..keeper import Keeper
 from ..limits import Budget, Duration, Interval
 from ..options import fixed
+from ..processes.signals import Interrupted, signals_noted
 from ..progress import make_bar
 from ..run_folder import RunFolderAddon
 from ..same_data import look, others
-from ..signals import Interrupted, signals_noted
 from ..verify_resume import ResumeVerification, verify_resume
 
 _FORMATS = {"safetensors": ".safetensors", "safetensor": ".safetensors", "ckpt": ".ckpt"}

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .patience import Waits, say
 from .peers import Peers, several
-from .standing import CODE, standing_of
+from .waits import Waits, say
+from .whereabouts import CODE, standing_of
 
 _TICK = 1.0  # seconds between two looks
 _GRACE = 10.0  # seconds after the limit in which a process may end by itself

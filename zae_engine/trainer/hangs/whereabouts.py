@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NamedTuple
 
+from .code_lines import OURS, is_in, is_library, line_of
 from .loader_workers import describe_awaited
-from .places import OURS, is_in, is_library, line_of
 
 _EXCHANGES = (
     "/torch/distributed/",
     "/torch/nn/parallel/distributed.py",
     "/accelerate/utils/",
     "/accelerate/accelerator.py",
-    OURS + "trainer/processes.py",
+    OURS + "trainer/processes/group.py",
 )
 _BACKWARD = ("/torch/autograd/graph.py", "/torch/autograd/__init__.py")
 _LOADER = "/torch/utils/data/dataloader.py"
-_BETWEEN = OURS + "trainer/patience.py"  # stands between the loader's own frames
+_BETWEEN = OURS + "trainer/hangs/waits.py"  # stands between the loader's own frames
 
 
 class Standing(NamedTuple):

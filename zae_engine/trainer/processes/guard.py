@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from accelerate.utils import InitProcessGroupKwargs
 
-from ..launch.kin import has_workers
-from .limits import Duration
-from .loader_workers import let_tell
-from .patience import Waits
-from .peers import Peers, address
-from .processes import Processes
-from .watch import Watch
+from ...launch.kin import has_workers
+from ..hangs.loader_workers import let_tell
+from ..hangs.peers import Peers, address
+from ..hangs.waits import Waits
+from ..hangs.watch import Watch
+from ..limits import Duration
+from .group import Processes
 
 
 def check_wait(value: Any) -> float | None:

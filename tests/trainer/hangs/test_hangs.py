@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, get_worker_info
 from tests.helpers import PlainTrainer, make
 from tests.launch.processes import clean, finish, free_port, start
 from zae_engine.trainer.addons import StateManagerAddon
-from zae_engine.trainer.loader_workers import lost_workers
-from zae_engine.trainer.peers import Peers
+from zae_engine.trainer.hangs.loader_workers import lost_workers
+from zae_engine.trainer.hangs.peers import Peers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_processes")]
 
-COMMAND = [sys.executable, "-m", "tests.trainer.waiting_run"]
+COMMAND = [sys.executable, "-m", "tests.trainer.hangs.waiting_run"]
 PLACE = r"tests/trainer/waiting_run\.py:\d+, in "
 WAITS = r"process 0 \(pid \d+\) is in the exchange of gradients, in step \d+, and waits for process 1 \(pid \d+\)"
 WORKER = r"worker \d \(pid \d+\) of its loader, which "

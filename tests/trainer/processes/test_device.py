@@ -7,10 +7,7 @@ import sys
 import pytest
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
-
-from tests.launch.processes import clean, finish, free_port, run, start
-from zae_engine.launch.environment import LaunchError
-from zae_engine.trainer.device import (
+from zae_engine.trainer.processes.group.device import (
     available_devices,
     default_device,
     find_device,
@@ -18,6 +15,9 @@ from zae_engine.trainer.device import (
     resolve_accumulation,
     resolve_precision,
 )
+
+from tests.launch.processes import clean, finish, free_port, run, start
+from zae_engine.launch.environment import LaunchError
 
 CPU = torch.device("cpu")
 
@@ -246,7 +246,7 @@ def test_kwargs_handlers_are_handed_on():
 TOGETHER = """
 import warnings
 from accelerate import Accelerator
-from zae_engine.trainer.device import make_accelerator
+from zae_engine.trainer.processes.device import make_accelerator
 first = make_accelerator("cpu")
 del first
 second = make_accelerator("cpu", "bf16")  # another precision, in the same process group
@@ -263,7 +263,7 @@ def test_a_process_group_outlives_a_precision(tmp_path):
 
 EARLIER = """
 from accelerate import Accelerator
-from zae_engine.trainer.device import make_accelerator
+from zae_engine.trainer.processes.device import make_accelerator
 own = Accelerator()  # finds no accelerator, and is alone without a word
 print(own.num_processes)
 make_accelerator("cpu")
@@ -281,7 +281,7 @@ def test_an_accelerator_that_is_alone_among_several_is_refused(tmp_path):
 
 FOREIGN = """
 from accelerate import Accelerator
-from zae_engine.trainer.device import make_accelerator
+from zae_engine.trainer.processes.device import make_accelerator
 own = Accelerator(cpu=True, mixed_precision="bf16")
 make_accelerator("cpu", "bf16")  # shares it, and goes at once
 try:

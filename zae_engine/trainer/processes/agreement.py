@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .processes import Processes
+from .group import Processes
 
 _SECONDS = 0.5  # between two questions, as far as steps allow
 _MOST = 64  # steps between them, since steps may become slower

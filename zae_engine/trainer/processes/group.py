@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from .patience import Waits
+from ..hangs.waits import Waits
 
 V = TypeVar("V")
 P = ParamSpec("P")

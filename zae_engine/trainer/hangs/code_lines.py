@@ -6,7 +6,7 @@ import os
 import sysconfig
 from pathlib import Path
 
-OURS = Path(__file__).parents[1].as_posix() + "/"
+OURS = Path(__file__).parents[2].as_posix() + "/"
 _STANDARD = tuple({Path(sysconfig.get_path(name)).as_posix() + "/" for name in ("stdlib", "platstdlib")})
 
 

@@ -1,4 +1,4 @@
-"""A run of which something hangs: python -m tests.trainer.waiting_run WHAT MAX_WAIT, in each process."""
+"""A run of which something hangs: python -m tests.trainer.hangs.waiting_run WHAT MAX_WAIT, in each process."""
 
 import os
 import signal

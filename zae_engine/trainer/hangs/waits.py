@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import dataloader
 
-from ..launch import kin
+from ...launch import kin
 from .loader_workers import describe_awaited, let_tell, lost_workers
 
 NOTICE = 30.0  # seconds after which a wait is told

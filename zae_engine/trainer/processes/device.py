@@ -14,14 +14,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 
-from ..launch import environment
-from ..launch.environment import World
-from ..launch.forking import guard_forks
-from ..launch.kin import end_with_launcher
-from ..launch.meeting import meeting
-from ..launch.rendezvous import with_fresh_store
-from .checks import check_number
-from .warn import warn
+from ...launch import environment
+from ...launch.environment import World
+from ...launch.forking import guard_forks
+from ...launch.kin import end_with_launcher
+from ...launch.meeting import meeting
+from ...launch.rendezvous import with_fresh_store
+from ..checks import check_number
+from ..warn import warn
 
 Device = str | torch.device
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # comes with Accelerate
 
-from .places import is_library, is_ours, line_of
+from .code_lines import is_library, is_ours, line_of
 
 _FRAME = re.compile(r'^ +File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 _STARTED = "pt_data_worker"  # what torch calls a worker's main thread once that is at work

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from zae_engine.trainer.plan import BatchPlan
+from zae_engine.trainer.data.plan import BatchPlan
 
 from . import blocks
 from .blocks import Block

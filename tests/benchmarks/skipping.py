@@ -21,8 +21,8 @@ import torch
 from accelerate import skip_first_batches
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from zae_engine.trainer.layout import Start
-from zae_engine.trainer.plan import BatchPlan
+from zae_engine.trainer.data.layout import Start
+from zae_engine.trainer.data.plan import BatchPlan
 
 from . import blocks
 from .blocks import Block

@@ -11,7 +11,7 @@ from tests.checkpoint.making import begin, make, summary
 from zae_engine.checkpoint.compare import compare, describe, difference_of, read_parts
 from zae_engine.checkpoint.documents import write_document, write_tensors
 from zae_engine.checkpoint.errors import CheckpointError
-from zae_engine.trainer.seeding import set_streams, streams_of
+from zae_engine.trainer.data.random_streams import set_streams, streams_of
 
 
 def content():

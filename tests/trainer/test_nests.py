@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from zae_engine.trainer.cutting import count_samples, cut
+from zae_engine.trainer.data.cut import count_samples, cut
 from zae_engine.trainer.nests import is_scalar, leaves, map_nest, merge, place, snapshot, to_cpu
 
 META = torch.device("meta")  # a second device that every machine has

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.trainer.test_plan_properties import in_threads
-from zae_engine.trainer.cutting import slices
-from zae_engine.trainer.layout import Layout
+from tests.trainer.data.test_plan_properties import in_threads
+from zae_engine.trainer.data.cut import slices
+from zae_engine.trainer.data.layout import Layout
+from zae_engine.trainer.data.plan import BatchPlan
 from zae_engine.trainer.nests import fingerprint, join
-from zae_engine.trainer.plan import BatchPlan
 from zae_engine.trainer.shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)

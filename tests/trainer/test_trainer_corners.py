@@ -29,7 +29,7 @@ from tests.helpers import (
     sgd,
     weights,
 )
-from zae_engine.trainer.cutting import count_samples
+from zae_engine.trainer.data.cut import count_samples
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,12 +3,12 @@
 from ..checkpoint import CheckpointError, WeightsError
 from ..logs.history_file import read_history
 from .compose import AddOnBase
+from .data.window import Window
 from .epoch_log import EpochLog
 from .history import History
 from .processes.signals import Interrupted
 from .progress import ProgressChecker
 from .trainer import T, Trainer
-from .window import Window
 
 __all__ = [
     "AddOnBase",

@@ -17,8 +17,8 @@ from ..logs.panels import part_of
 from ..logs.summary import advice, effort_lines, shares_of
 from ..near import nearest
 from .circumstances import loader_facts, peak_memory
+from .data.plan import BatchPlan
 from .history import Row
-from .plan import BatchPlan
 from .trained import rates_in_words
 
 _PRECISIONS = {"no": "fp32"}

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 
 from . import checks
+from .data.layout import Start
+from .data.plan import BatchPlan
+from .data.random_streams import generators_kept, set_streams
+from .data.sampling import in_dataset_order
+from .data.window import Window
 from .epoch_log import Sums, pooled, with_metrics
 from .evaluation import evaluation
 from .gathering import joined
-from .layout import Start
 from .limits import Budget, Interval
 from .nests import map_nest, place, snapshot, to_cpu
 from .placing import Placing
-from .plan import BatchPlan
 from .processes.agreement import Agreement
-from .sampling import in_dataset_order
-from .seeding import generators_kept, set_streams
 from .verify import Verification, verify
 from .warn import warn
-from .window import Window
 
 Loader = Iterable[Any]
 Step = Callable[[Any], dict[str, Any]]

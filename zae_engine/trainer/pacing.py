@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 from .banner import epoch_line, unknown_in
+from .data.random_streams import loader_states, put_loader_states
 from .epoch_log import pooled
 from .history import Row
 from .limits import step_scheduler
 from .progress import SilentBar
 from .resuming import CalledAway, Resuming
-from .seeding import loader_states, put_loader_states
 from .trained import Trained
 from .warn import warn
 

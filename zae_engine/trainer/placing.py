@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import checks
-from .layout import Layout
+from .data.layout import Layout
 from .metrics import Measures
 from .modes import Modes
 from .one_model import OneModel

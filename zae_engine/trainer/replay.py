@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..checkpoint.names import own_name
 from . import checks
-from .cutting import Marks, count_samples, slices
+from .data.cut import Marks, count_samples, slices
+from .data.random_streams import set_streams
+from .data.window import Micro, Window
 from .modes import Modes
 from .nests import leaves, map_nest, place
 from .own_values import OwnValues
-from .seeding import set_streams
-from .window import Micro, Window
 
 CPU = torch.device("cpu")
 # How far apart two gradients may be, relative to the larger of them, and still be the same but for rounding.

@@ -11,10 +11,10 @@ from typing import Any
 
 from . import checks
 from .compose import AddOnBase
+from .data.plan import named
 from .fingerprint import circumstances_of, data_of, settings_of
 from .limits import Duration, Interval
 from .options import fixed
-from .plan import named
 from .run_log import RunLog
 
 

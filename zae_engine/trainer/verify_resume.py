@@ -26,13 +26,14 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint.folder import CHECKPOINTS, committed
 from ..launch.workers import WorkerError, run_workers
-from . import checks, same_data, sampling
+from . import checks, same_data
 from .afterwards import Afterwards
+from .data import sampling
+from .data.plan import named
+from .data.random_streams import seed_host
 from .limits import Duration
 from .object_state import Root, owned_by, shake
-from .plan import named
 from .resume_trace import Recorder, Trace, first_difference, reason_for
-from .seeding import seed_host
 
 _GRACE = 5.0  # seconds in which a process whose time is over may end by itself
 _PARTS = ("dataset", "sampler", "collate_fn", "worker_init_fn")

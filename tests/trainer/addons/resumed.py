@@ -18,7 +18,7 @@ from zae_engine.checkpoint.folder import committed
 from zae_engine.logs.history_file import read_history
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import StateManagerAddon
-from zae_engine.trainer.seeding import generators_of
+from zae_engine.trainer.data.random_streams import generators_of
 
 _CLOCKED = ("seconds", "saving", "time")
 

@@ -20,10 +20,10 @@ from ...launch.resolve import write_config
 from ...launch.start import interactive, restart
 from ...launch.workers import check_fork, run_workers
 from ..compose import AddOnBase
+from ..data.plan import named
+from ..data.random_streams import generators_of
 from ..epoch_log import EpochLog
-from ..plan import named
 from ..processes.device import resolve_precision
-from ..seeding import generators_of
 from ..trained import Trained, put_trained
 from .mix_precision import PrecisionMixerAddon, choose
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zae_engine.trainer.seeding import draw_seed, set_streams, streams_kept
+from zae_engine.trainer.data.random_streams import draw_seed, set_streams, streams_kept
 
 CPU = torch.device("cpu")
 

@@ -24,9 +24,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from zae_engine.trainer.cutting import even_edges
-from zae_engine.trainer.layout import Layout, Start
-from zae_engine.trainer.plan import BatchPlan
+from zae_engine.trainer.data.cut import even_edges
+from zae_engine.trainer.data.layout import Layout, Start
+from zae_engine.trainer.data.plan import BatchPlan
 
 properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

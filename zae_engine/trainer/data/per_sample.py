@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from ..launch.kin import walk
-from .cutting import (
+from ...launch.kin import walk
+from ..nests import fingerprint, is_nest, leaves
+from .cut import (
     CutError,
     Marks,
     Path,
@@ -27,9 +28,8 @@ from .cutting import (
     raw_samples,
     sample_lists,
 )
-from .nests import fingerprint, is_nest, leaves
+from .random_streams import OwnStreams, generators_kept
 from .sampling import like_loader
-from .seeding import OwnStreams, generators_kept
 
 _SIZES = (2, 3)  # of the batches that are made to be compared
 

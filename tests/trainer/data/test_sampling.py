@@ -20,8 +20,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from zae_engine.trainer.layout import Layout, Start
-from zae_engine.trainer.sampling import (
+from zae_engine.trainer.data.layout import Layout, Start
+from zae_engine.trainer.data.sampling import (
     Shares,
     _permuted,
     agree_on_generators,
@@ -32,7 +32,7 @@ from zae_engine.trainer.sampling import (
     shared_copy,
     undistributed,
 )
-from zae_engine.trainer.seeded import SeededSamples
+from zae_engine.trainer.data.seeded_samples import SeededSamples
 
 properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

@@ -14,10 +14,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from zae_engine.trainer.layout import Layout
-from zae_engine.trainer.plan import BatchPlan, named
-from zae_engine.trainer.sampling import in_dataset_order
-from zae_engine.trainer.window import Micro
+from zae_engine.trainer.data.layout import Layout
+from zae_engine.trainer.data.plan import BatchPlan, named
+from zae_engine.trainer.data.sampling import in_dataset_order
+from zae_engine.trainer.data.window import Micro
 
 
 class Stream(IterableDataset):

@@ -12,15 +12,15 @@ from weakref import WeakMethod
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from .cutting import Marks, count_samples, cut, slices
-from .hangs.waits import Waits
+from ..hangs.waits import Waits
+from ..nests import fingerprint
+from ..processes.group import Processes
+from .cut import Marks, count_samples, cut, slices
 from .layout import Layout, Share, Start, ids_hash, nothing
-from .nests import fingerprint
 from .per_sample import collates_as_usual, per_sample, sizes_of
-from .processes.group import Processes
+from .random_streams import OwnStreams, base_seed, draw_seed
 from .sampling import agree_on_generators, is_known, length_of, shared_copy, with_stream_seeds
-from .seeded import SeededStream, draws_nothing
-from .seeding import OwnStreams, base_seed, draw_seed
+from .seeded_samples import SeededStream, draws_nothing
 from .window import Counting, Micro, Window
 
 _ALONE = Layout()

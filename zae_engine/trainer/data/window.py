@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .processes.group import Processes
+from ..processes.group import Processes
 
 Items = int | float | Tensor
 

@@ -23,13 +23,13 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from ..nests import fingerprint
+from ..processes.group import Processes
+from ..warn import warn
 from .layout import Layout, Share, Start, ids_hash, nothing
-from .nests import fingerprint
-from .processes.group import Processes
-from .seeded import Ids, SeededSamples, SeededStream
-from .seeding import OwnStreams, draw_seed, generators_of
-from .splits import Split, split_of
-from .warn import warn
+from .random_streams import OwnStreams, draw_seed, generators_of
+from .seeded_samples import Ids, SeededSamples, SeededStream
+from .subsets import Split, split_of
 
 _KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
 

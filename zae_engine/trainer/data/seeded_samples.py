@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
 from torch.utils.data._utils.worker import _generate_state
 
-from .seeding import OwnStreams, mix, seed_host
+from .random_streams import OwnStreams, mix, seed_host
 
 _MARK = 1  # any seed does: what counts is that its first numbers are known
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from zae_engine.trainer.layout import Layout
-from zae_engine.trainer.plan import BatchPlan
-from zae_engine.trainer.seeded import Ids, SeededSamples, draws_nothing
-from zae_engine.trainer.seeding import OwnStreams, mix, seed_host
+from zae_engine.trainer.data.layout import Layout
+from zae_engine.trainer.data.plan import BatchPlan
+from zae_engine.trainer.data.random_streams import OwnStreams, mix, seed_host
+from zae_engine.trainer.data.seeded_samples import Ids, SeededSamples, draws_nothing
 
 properties = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 

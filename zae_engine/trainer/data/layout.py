@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .cutting import even_edges
+from .cut import even_edges
 
 
 @dataclass(frozen=True)

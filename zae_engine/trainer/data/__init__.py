@@ -1,0 +1,1 @@
+"""Which samples: the plan of the batches, their shares, windows and random streams."""

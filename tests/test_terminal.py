@@ -20,7 +20,7 @@ from zae_engine.cli import main
 from zae_engine.logs.reading import RunFolderError
 from zae_engine.terminal import in_line, printable
 from zae_engine.trainer.addons import StateManagerAddon
-from zae_engine.trainer.progress import LineBar
+from zae_engine.trainer.console.bar import LineBar
 from zae_engine.trainer.warn import warn
 
 EVIL = "x\x1b]0;title\x07\x9b2J\u202e\nfake  done"

@@ -5,7 +5,7 @@ import sys
 import warnings
 
 import torch
-from zae_engine.trainer.processes.group.device import make_accelerator
+from zae_engine.trainer.processes.device import make_accelerator
 
 from zae_engine.launch.environment import LaunchError
 

@@ -37,7 +37,7 @@ def odd_record(step: int) -> Record:
 
 def with_own(folder: Path, step: int) -> Record:
     """One with a text and a picture of the user's."""
-    from zae_engine.trainer.pictures import png  # it needs torch, which these helpers do not
+    from zae_engine.trainer.records.images import png  # it needs torch, which these helpers do not
 
     path = folder / "weights.png"
     path.write_bytes(png(np.full((2, 3, 1), 100, np.uint8)))

@@ -10,10 +10,10 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from . import checks
-from .banner import check_show
 from .compose import Seams
-from .metrics import Measures, check_metrics
+from .console.banner import check_show
 from .processes.device import resolve_accumulation
+from .records.metrics import Measures, check_metrics
 from .shards import check_shards
 from .update import NoUpdate
 

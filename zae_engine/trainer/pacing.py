@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .banner import epoch_line, unknown_in
+from .console.banner import epoch_line, unknown_in
+from .console.bar import SilentBar
 from .data.random_streams import loader_states, put_loader_states
-from .epoch_log import pooled
-from .history import Row
 from .limits import step_scheduler
-from .progress import SilentBar
+from .records.epoch_log import pooled
+from .records.history import Row
 from .resuming import CalledAway, Resuming
 from .trained import Trained
 from .warn import warn

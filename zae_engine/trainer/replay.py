@@ -21,7 +21,7 @@ from .data.random_streams import set_streams
 from .data.window import Micro, Window
 from .modes import Modes
 from .nests import leaves, map_nest, place
-from .own_values import OwnValues
+from .records.own_values import OwnValues
 
 CPU = torch.device("cpu")
 # How far apart two gradients may be, relative to the larger of them, and still be the same but for rounding.

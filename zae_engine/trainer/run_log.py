@@ -22,9 +22,9 @@ from ..logs.history_file import HistoryFile, Line
 from ..logs.merging import resumes_in
 from ..redaction import redact
 from .afterwards import Afterwards, end_line
+from .console.bar import make_bar
 from .processes.group import Processes
 from .processes.signals import Interrupted
-from .progress import make_bar
 from .run_file import note_attempt
 from .step_lines import StepLines
 from .warn import warn

@@ -7,9 +7,9 @@ from bisect import bisect_right
 from typing import Any
 
 from ..logs.history_file import Line
-from .epoch_log import Series
-from .gathering import mean_series
-from .spent import Spent
+from .records.epoch_log import Series
+from .records.gather import mean_series
+from .records.usage import Spent
 from .trained import rates_of
 
 _MOST, _NUMBERS = 1000, 500_000  # steps a line, and numbers: some 10 MB, which a reader holds at once

@@ -10,23 +10,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import checks, hints
-from .banner import banner, check_show, farewell
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
+from .console.banner import banner, check_show, farewell
+from .console.bar import make_bar
 from .data.plan import named
 from .data.random_streams import draw_seed, streams_kept
 from .data.sampling import check_shared, set_epoch
 from .data.window import Window
-from .gathering import put_together
-from .history import History
 from .limits import Budget, Duration, Interval
-from .metrics import check_metrics
-from .monitor import Monitor
 from .nests import merge, place, snapshot
 from .pacing import Pacing
 from .processes.agreement import Agreement
 from .processes.device import Device, resolve_accumulation
 from .processes.guard import check_wait
-from .progress import make_bar
+from .records.gather import put_together
+from .records.history import History
+from .records.metrics import check_metrics
+from .records.monitor import Monitor
 from .shards import check_shards, one_thread
 from .update import spreads
 

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from torch import nn
-from zae_engine.trainer.processes.group.signals import Interrupted
+from zae_engine.trainer.processes.signals import Interrupted
 
 from tests.helpers import PlainTrainer, assert_equal, loader, make, weights
 from tests.trainer.addons.resumed import first_difference, outcome

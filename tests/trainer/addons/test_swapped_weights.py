@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.averaging import Averaged
 from tests.helpers import PlainTrainer, assert_equal, loader, make, mlp, weights
-from tests.trainer.test_trainer_best import Tied
+from tests.trainer.records.test_best import Tied
 from zae_engine.trainer import AddOnBase
 from zae_engine.trainer.addons import StateManagerAddon
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
-from zae_engine.trainer.processes.group.device import (
+from zae_engine.trainer.processes.device import (
     available_devices,
     default_device,
     find_device,

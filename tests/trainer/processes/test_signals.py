@@ -5,7 +5,7 @@ import signal
 import threading
 
 import pytest
-from zae_engine.trainer.processes.group.signals import AGAIN, Interrupted, signals_noted
+from zae_engine.trainer.processes.signals import AGAIN, Interrupted, signals_noted
 
 from zae_engine.trainer.processes.group import signals
 

@@ -7,8 +7,8 @@ from typing import Any
 from ...checkpoint.best import is_better, is_finite
 from ..checks import check_number
 from ..compose import AddOnBase
-from ..monitor import Monitor
 from ..options import number, setting
+from ..records.monitor import Monitor
 
 
 class EarlyStoppingAddon(AddOnBase):

@@ -22,8 +22,8 @@ from ...launch.workers import check_fork, run_workers
 from ..compose import AddOnBase
 from ..data.plan import named
 from ..data.random_streams import generators_of
-from ..epoch_log import EpochLog
 from ..processes.device import resolve_precision
+from ..records.epoch_log import EpochLog
 from ..trained import Trained, put_trained
 from .mix_precision import PrecisionMixerAddon, choose
 

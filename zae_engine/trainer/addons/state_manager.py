@@ -15,12 +15,12 @@ from ...checkpoint.folder import CHECKPOINTS, Checkpoint
 from ...launch.start import interactive
 from ...near import nearest
 from ..checks import check_choice, check_number, read_limits
+from ..console.bar import make_bar
 from ..fingerprint import differences
 from ..keeper import Keeper
 from ..limits import Budget, Duration, Interval
 from ..options import fixed
 from ..processes.signals import Interrupted, signals_noted
-from ..progress import make_bar
 from ..run_folder import RunFolderAddon
 from ..same_data import look, others
 from ..verify_resume import ResumeVerification, verify_resume

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..logs.history_file import SUFFIXES
+from ...logs.history_file import SUFFIXES
 
 _CHANNELS = {1: 0, 3: 2, 4: 6}  # PNG's colour types: grey, RGB, RGBA
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from zae_engine.trainer.progress import LineBar, ProgressChecker, SilentBar, TqdmBar, make_bar
+from zae_engine.trainer.console.bar import LineBar, ProgressChecker, SilentBar, TqdmBar, make_bar
 
 
 class Terminal(io.StringIO):
@@ -168,7 +168,7 @@ def test_standard_error_is_taken_by_default(capsys):
 
 IN_A_TERMINAL = """
 import time
-from zae_engine.trainer.progress import make_bar
+from zae_engine.trainer.console.bar import make_bar
 bar = make_bar(True).open("Epoch 1/1", 3, lambda batch, batches: {"Batch": "", "loss": f"{batch}.5"})
 with bar:
     for _ in range(3):

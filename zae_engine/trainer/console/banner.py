@@ -11,15 +11,15 @@ from typing import Any
 
 from torch.nn.parameter import is_lazy
 
-from .._version import __version__
-from ..launch.forking import fork_fault
-from ..logs.panels import part_of
-from ..logs.summary import advice, effort_lines, shares_of
-from ..near import nearest
-from .circumstances import loader_facts, peak_memory
-from .data.plan import BatchPlan
-from .history import Row
-from .trained import rates_in_words
+from ..._version import __version__
+from ...launch.forking import fork_fault
+from ...logs.panels import part_of
+from ...logs.summary import advice, effort_lines, shares_of
+from ...near import nearest
+from ..circumstances import loader_facts, peak_memory
+from ..data.plan import BatchPlan
+from ..records.history import Row
+from ..trained import rates_in_words
 
 _PRECISIONS = {"no": "fp32"}
 _MANY = 10  # values in one line

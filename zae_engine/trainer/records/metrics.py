@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .nests import map_nest, to_cpu
-from .processes.group import Processes
+from ..nests import map_nest, to_cpu
+from ..processes.group import Processes
 from .routes import Route
 
 _NEEDED = ("update", "compute", "reset")

@@ -14,8 +14,8 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
-from .fetching import read, to_host
-from .nests import is_scalar, leaves
+from ..nests import is_scalar, leaves
+from .fetch import read, to_host
 
 Sums = dict[str, tuple[float, float]]
 _NUMBERS: tuple[type[float], ...] = (float, int, bool)

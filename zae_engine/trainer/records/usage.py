@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..logs.outcome import PARTS
+from ...logs.outcome import PARTS
 
 
 class Spent:

@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.best import direction_of, is_finite, ranked, resolved
-from ..files import replacing, spreadsheet_text
-from ..logs.curves import figure_of
+from ...checkpoint.best import direction_of, is_finite, ranked, resolved
+from ...files import replacing, spreadsheet_text
+from ...logs.curves import figure_of
 from .epoch_log import EpochLog as EpochLog
 from .epoch_log import Series as Series
 from .epoch_log import pooled as pooled

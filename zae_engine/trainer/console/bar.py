@@ -10,7 +10,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..terminal import printable
+from ...terminal import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self

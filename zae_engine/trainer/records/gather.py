@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..nests import join
+from ..processes.group import Processes
 from .epoch_log import EpochLog, Series
-from .nests import join
-from .processes.group import Processes
 
 
 def put_together(log: EpochLog, processes: Processes, everything: bool) -> None:

@@ -12,25 +12,25 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
-from ..checkpoint.best import RULE, is_finite
-from ..checkpoint.snapshot import identity_of
-from ..checkpoint.weights import own_state
-from ..redaction import redact
-from . import checks
-from .banner import is_shown
+from ...checkpoint import WeightsError, load_weights, read_weights, save_weights, whole_state
+from ...checkpoint.best import RULE, is_finite
+from ...checkpoint.snapshot import identity_of
+from ...checkpoint.weights import own_state
+from ...redaction import redact
+from .. import checks
+from ..console.banner import is_shown
+from ..console.bar import ProgressChecker, make_bar
+from ..nests import as_float, is_scalar
+from ..options import Settings
+from ..processes.group import Processes, is_sharded
+from ..trained import rates_in_words, rates_of
+from ..warn import warn
 from .epoch_log import EpochLog
 from .history import History, Row
 from .monitor import Monitor
-from .nests import as_float, is_scalar
-from .options import Settings
 from .own_values import OwnValues, TakesValues
-from .processes.group import Processes, is_sharded
-from .progress import ProgressChecker, make_bar
 from .routes import Route
-from .spent import Spent
-from .trained import rates_in_words, rates_of
-from .warn import warn
+from .usage import Spent
 
 Path = str | PathLike[str]
 

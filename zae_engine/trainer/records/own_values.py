@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..logs.history_file import FOLDER_OF_PICTURES, Line
-from .compose import Seams
-from .fetching import read
-from .nests import is_scalar, snapshot
-from .pictures import encoded, is_picture
-from .processes.group import Processes
-from .warn import warn
+from ...logs.history_file import FOLDER_OF_PICTURES, Line
+from ..compose import Seams
+from ..nests import is_scalar, snapshot
+from ..processes.group import Processes
+from ..warn import warn
+from .fetch import read
+from .images import encoded, is_picture
 
 OWN = "own/"  # in front of a name that is the trainer's
 _TAKEN = ("epoch", "kind", "lr", "samples/s", "step", "time", "waiting for data")

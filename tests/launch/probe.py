@@ -5,9 +5,9 @@ import sys
 import warnings
 
 import torch
-from zae_engine.trainer.processes.device import make_accelerator
 
 from zae_engine.launch.environment import LaunchError
+from zae_engine.trainer.processes.device import make_accelerator
 
 
 def say(row):

@@ -11,8 +11,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from zae_engine.trainer.records.images import encoded
-from zae_engine.trainer.records.own_values import OwnValues
 
 from tests.helpers import PlainTrainer, loader, make
 from tests.logs.services import ReadBackLogger, Service, attach, end_all, feed_of
@@ -22,6 +20,8 @@ from zae_engine.logs.history_file import read_history
 from zae_engine.logs.merging import picture_in, records_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 from zae_engine.trainer.compose import AddOnBase
+from zae_engine.trainer.records.images import encoded
+from zae_engine.trainer.records.own_values import OwnValues
 
 
 @pytest.fixture(autouse=True)

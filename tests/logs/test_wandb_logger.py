@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from zae_engine.trainer.records.images import png
 
 from tests.helpers import MLPTrainer, loader, make
 from zae_engine.logs.feed import close
@@ -24,6 +23,7 @@ from zae_engine.logs.wandb_account import has_key
 from zae_engine.logs.wandb_file import read_steps
 from zae_engine.logs.wandb_logger import WandBLogger, valid
 from zae_engine.trainer.addons import WandBLoggerAddon
+from zae_engine.trainer.records.images import png
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 

@@ -1,10 +1,10 @@
 """Values of the steps become lines once, whenever they are asked for."""
 
 import pytest
-from zae_engine.trainer.records.history import Series
 
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.logs.history_file import one_each
+from zae_engine.trainer.records.history import Series
 from zae_engine.trainer.step_lines import StepLines, _columns
 
 

@@ -445,7 +445,9 @@ def test_a_monitor_has_to_be_a_name():
 
 
 def test_a_scheduler_waits_for_a_real_step(monkeypatch):
-    monkeypatch.setattr("zae_engine.trainer.update.DirectUpdate.step", lambda self: False)  # as an fp16 overflow does
+    monkeypatch.setattr(
+        "zae_engine.trainer.step.update.DirectUpdate.step", lambda self: False
+    )  # as an fp16 overflow does
     model = mlp()
     optimizer = sgd(model)
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)

@@ -22,7 +22,7 @@ from ..checkpoint.weights import WeightsError, load_weights, own_state
 from .fingerprint import IN_EVAL
 from .processes.group import is_sharded
 from .saving import BEST, MODEL, STATE, Contents, own_stem
-from .trained import Trained, put_trained
+from .step.trained import Trained, put_trained
 from .warn import warn
 
 Nest = dict[str, Any]

@@ -17,13 +17,13 @@ from .data.plan import BatchPlan
 from .data.random_streams import generators_kept, set_streams
 from .data.sampling import in_dataset_order
 from .data.window import Window
-from .evaluation import evaluation
 from .limits import Budget, Interval
 from .nests import map_nest, place, snapshot, to_cpu
-from .placing import Placing
 from .processes.agreement import Agreement
 from .records.epoch_log import Sums, pooled, with_metrics
 from .records.gather import joined
+from .step.eval_context import evaluation
+from .step.placement import Placing
 from .verify import Verification, verify
 from .warn import warn
 

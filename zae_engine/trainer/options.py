@@ -14,8 +14,8 @@ from .compose import Seams
 from .console.banner import check_show
 from .processes.device import resolve_accumulation
 from .records.metrics import Measures, check_metrics
-from .shards import check_shards
-from .update import NoUpdate
+from .step.shards import check_shards
+from .step.update import NoUpdate
 
 Check = Callable[[Any, Any], Any]  # of trainer and value; returns the value to keep
 

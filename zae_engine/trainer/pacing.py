@@ -12,7 +12,7 @@ from .limits import step_scheduler
 from .records.epoch_log import pooled
 from .records.history import Row
 from .resuming import CalledAway, Resuming
-from .trained import Trained
+from .step.trained import Trained
 from .warn import warn
 
 _MUCH = 256 * 2**20  # bytes that are not kept for nobody without a word

@@ -20,8 +20,8 @@ from .evaluating import Evaluating
 from .limits import Budget, Interval
 from .processes.agreement import NOTHING, Agreement, Wish
 from .records.gather import log_state, restore_log
-from .trained import Trained
-from .update import spreads
+from .step.trained import Trained
+from .step.update import spreads
 
 
 class CalledAway(BaseException):

@@ -10,7 +10,7 @@ from ..logs.history_file import Line
 from .records.epoch_log import Series
 from .records.gather import mean_series
 from .records.usage import Spent
-from .trained import rates_of
+from .step.trained import rates_of
 
 _MOST, _NUMBERS = 1000, 500_000  # steps a line, and numbers: some 10 MB, which a reader holds at once
 

@@ -27,8 +27,8 @@ from .records.gather import put_together
 from .records.history import History
 from .records.metrics import check_metrics
 from .records.monitor import Monitor
-from .shards import check_shards, one_thread
-from .update import spreads
+from .step.shards import check_shards, one_thread
+from .step.update import spreads
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,7 +10,6 @@ import time
 import pytest
 import torch
 from torch import nn
-from zae_engine.trainer.processes.signals import Interrupted
 
 from tests.helpers import PlainTrainer, assert_equal, loader, make, weights
 from tests.trainer.addons.resumed import first_difference, outcome
@@ -18,6 +17,7 @@ from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import committed
 from zae_engine.logs.history_file import read_history
 from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer.processes.signals import Interrupted
 
 
 class Disturbed(PlainTrainer):

@@ -7,6 +7,9 @@ import sys
 import pytest
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
+
+from tests.launch.processes import clean, finish, free_port, run, start
+from zae_engine.launch.environment import LaunchError
 from zae_engine.trainer.processes.device import (
     available_devices,
     default_device,
@@ -15,9 +18,6 @@ from zae_engine.trainer.processes.device import (
     resolve_accumulation,
     resolve_precision,
 )
-
-from tests.launch.processes import clean, finish, free_port, run, start
-from zae_engine.launch.environment import LaunchError
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ import signal
 import threading
 
 import pytest
-from zae_engine.trainer.processes.signals import AGAIN, Interrupted, signals_noted
 
 from zae_engine.trainer.processes.group import signals
+from zae_engine.trainer.processes.signals import AGAIN, Interrupted, signals_noted
 
 NAMES = ["SIGINT", "SIGTERM", "SIGUSR1"]
 

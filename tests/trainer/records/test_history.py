@@ -13,6 +13,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+
 from zae_engine.trainer.records.history import EpochLog, History, pooled
 
 

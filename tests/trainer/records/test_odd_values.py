@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from zae_engine.trainer.records.history import EpochLog, Series
 
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.checkpoint.folder import choose
@@ -20,6 +19,7 @@ from zae_engine.logs.report import write_report
 from zae_engine.logs.runs import list_runs
 from zae_engine.trainer import read_history
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
+from zae_engine.trainer.records.history import EpochLog, Series
 
 OWN = ("kind", "step", "epoch", "time", "number", "seconds", "saving", "lr")  # what a line says itself
 LONE = "caf\udce9"  # of a file name that is no UTF-8

@@ -24,7 +24,7 @@ from ..data.plan import named
 from ..data.random_streams import generators_of
 from ..processes.device import resolve_precision
 from ..records.epoch_log import EpochLog
-from ..trained import Trained, put_trained
+from ..step.trained import Trained, put_trained
 from .mix_precision import PrecisionMixerAddon, choose
 
 # Of what a run leaves in the trainer, that which nothing else brings back to a session.

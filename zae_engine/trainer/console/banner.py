@@ -19,7 +19,7 @@ from ...near import nearest
 from ..circumstances import loader_facts, peak_memory
 from ..data.plan import BatchPlan
 from ..records.history import Row
-from ..trained import rates_in_words
+from ..step.trained import rates_in_words
 
 _PRECISIONS = {"no": "fp32"}
 _MANY = 10  # values in one line

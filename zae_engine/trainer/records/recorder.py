@@ -23,7 +23,7 @@ from ..console.bar import ProgressChecker, make_bar
 from ..nests import as_float, is_scalar
 from ..options import Settings
 from ..processes.group import Processes, is_sharded
-from ..trained import rates_in_words, rates_of
+from ..step.trained import rates_in_words, rates_of
 from ..warn import warn
 from .epoch_log import EpochLog
 from .history import History, Row

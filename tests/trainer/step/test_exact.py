@@ -24,7 +24,7 @@ from tests.helpers import (
     sgd,
     weights,
 )
-from zae_engine.trainer.update import DelegatedUpdate, DirectUpdate
+from zae_engine.trainer.step.update import DelegatedUpdate, DirectUpdate
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +149,7 @@ def test_num_items_weigh_the_micro_batches(tensor_items):
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_direct_and_delegated_calls_are_equal_to_the_bit(precision, clip, monkeypatch):
     direct = by_trainer(mixed_precision=precision, gradient_clip=clip, gradient_accumulation_steps=2)
-    monkeypatch.setattr("zae_engine.trainer.update.needs_accelerate", lambda *_: True)
+    monkeypatch.setattr("zae_engine.trainer.step.update.needs_accelerate", lambda *_: True)
     trainer = make(mixed_precision=precision, gradient_clip=clip, gradient_accumulation_steps=2)
     trainer.run(2, loader())
     assert type(trainer._update) is DelegatedUpdate
@@ -245,7 +245,7 @@ def test_a_step_may_call_any_method_and_autocast_still_applies():
 
 COMPILED = """
 from tests.helpers import *
-from tests.trainer.test_trainer_exact import Encoder
+from tests.trainer.step.test_exact import Encoder
 
 class Compiled(PlainTrainer):
     def train_step(self, batch):

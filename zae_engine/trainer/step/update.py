@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .data.window import Items, Micro, Window
-from .processes.group import is_sharded
+from ..data.window import Items, Micro, Window
+from ..processes.group import is_sharded
 from .shards import ShardSum
 from .trained import in_words
 

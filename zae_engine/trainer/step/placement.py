@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from . import checks
-from .data.layout import Layout
+from .. import checks
+from ..data.layout import Layout
+from ..processes.agreement import refuse_different
+from ..processes.device import Device, make_accelerator
+from ..processes.group import Processes, is_sharded
+from ..processes.guard import Guard
+from ..records.metrics import Measures
+from ..records.recorder import Records
 from .modes import Modes
-from .one_model import OneModel
-from .processes.agreement import refuse_different
-from .processes.device import Device, make_accelerator
-from .processes.group import Processes, is_sharded
-from .processes.guard import Guard
-from .records.metrics import Measures
-from .records.recorder import Records
+from .same_model import OneModel
 from .shards import ShardSum, check_divides
 from .trained import Trained, in_words
 from .update import (

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from .data.random_streams import set_streams, streams_kept
+from ..data.random_streams import set_streams, streams_kept
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .data.random_streams import set_streams
-from .processes.group import Processes
+from ..data.random_streams import set_streams
+from ..processes.group import Processes
 
 if TYPE_CHECKING:
-    from .data.window import Micro, Window
+    from ..data.window import Micro, Window
 
 Node = list[Tensor]
 

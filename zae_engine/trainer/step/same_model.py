@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .object_state import Root, owned_by, trained_tensors
-from .processes.group import Processes
+from ..object_state import Root, owned_by, trained_tensors
+from ..processes.group import Processes
 from .trained import parameters_of
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

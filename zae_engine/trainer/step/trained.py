@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from .processes.agreement import refuse_different
-from .processes.group import Processes
+from ..processes.agreement import refuse_different
+from ..processes.group import Processes
 
 Plain = Mapping[str, Any]
 _SHOWN = 3  # names in a sentence

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from zae_engine.trainer import afterwards
+from zae_engine.trainer.journal import readers
 
 
 def _without_matplotlib(*_):
     raise ModuleNotFoundError("in the tests' own process, a run draws no picture: it takes longer than most runs here")
 
 
-afterwards.draw_curves = _without_matplotlib
+readers.draw_curves = _without_matplotlib
 
 # Who starts the suite in the background has it, and all that it starts, ignore Ctrl-C; some tests send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

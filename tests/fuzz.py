@@ -49,7 +49,7 @@ from zae_engine.logs.runs import list_runs
 from zae_engine.logs.runs import table_of as table_of_runs
 from zae_engine.logs.summary import summarize, summary_lines
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
-from zae_engine.trainer.run_file import read_run_json
+from zae_engine.trainer.journal.run_json import read_run_json
 
 OWN = (CheckpointError, ConfigError, NotPlainError, RunFolderError, SyncError, WeightsError, FileNotFoundError)
 WAIT = 20  # seconds that one damaged file may take

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import StateManagerAddon
 from zae_engine.trainer.data.layout import ids_hash
-from zae_engine.trainer.keeper import Keeper
+from zae_engine.trainer.resume.checkpointer import Keeper
 
 from . import blocks
 from .output import discarded

@@ -31,7 +31,6 @@ from zae_engine.logs.cursor import Cursor
 from zae_engine.logs.feed import close
 from zae_engine.logs.logger import RunInfo
 from zae_engine.logs.merging import records_of
-from zae_engine.trainer import afterwards
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
 
 STEPS = list(range(1, 13))  # of two epochs

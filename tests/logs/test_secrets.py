@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
-from zae_engine.trainer.fingerprint import plain_settings
+from zae_engine.trainer.journal.settings import plain_settings
 
 SCRIPT = """
 from tests.helpers import PlainTrainer, loader, make

@@ -11,7 +11,7 @@ from .data.random_streams import loader_states, put_loader_states
 from .limits import step_scheduler
 from .records.epoch_log import pooled
 from .records.history import Row
-from .resuming import CalledAway, Resuming
+from .resume.position import CalledAway, Resuming
 from .step.trained import Trained
 from .warn import warn
 

@@ -12,10 +12,10 @@ from typing import Any
 from . import checks
 from .compose import AddOnBase
 from .data.plan import named
-from .fingerprint import circumstances_of, data_of, settings_of
+from .journal.journal import RunLog
+from .journal.settings import circumstances_of, data_of, settings_of
 from .limits import Duration, Interval
 from .options import fixed
-from .run_log import RunLog
 
 
 class RunFolderAddon(AddOnBase):

@@ -12,8 +12,8 @@ from zae_engine.checkpoint import WeightsError, load_weights, read_weights, save
 from zae_engine.checkpoint.documents import read_tensors
 from zae_engine.checkpoint.folder import choose
 from zae_engine.checkpoint.weights import own_state
-from zae_engine.trainer import fingerprint
 from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer.journal import settings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta"),
@@ -248,13 +248,13 @@ def test_equal_blocks_of_a_list_may_be_compiled_one_by_one(tmp_path):
         model.forward = lambda x: model[0](model.blocks[0](x))
         return model
 
-    text = fingerprint._described(blocks())
+    text = settings._described(blocks())
     assert "4 x Sequential" in text
     for compiled in ((0,), (1, 2), (0, 1, 2, 3)):
         model = blocks(*compiled)
         before = repr(model)
-        assert fingerprint._described(model) == text
-        assert fingerprint._described(compile_(model)) == text
+        assert settings._described(model) == text
+        assert settings._described(compile_(model)) == text
         assert repr(model) == before
 
 

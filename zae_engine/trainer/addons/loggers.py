@@ -11,7 +11,7 @@ from ...logs.feed import Feed, close
 from ...logs.logger import Logger
 from ...logs.registry import LOGGERS, logger_class, require
 from ...near import nearest
-from ..fingerprint import plain_settings
+from ..journal.settings import plain_settings
 from ..options import fixed
 from ..run_folder import RunFolderAddon
 

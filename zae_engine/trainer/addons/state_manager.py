@@ -16,13 +16,13 @@ from ...launch.start import interactive
 from ...near import nearest
 from ..checks import check_choice, check_number, read_limits
 from ..console.bar import make_bar
-from ..fingerprint import differences
-from ..keeper import Keeper
+from ..journal.settings import differences
 from ..limits import Budget, Duration, Interval
 from ..options import fixed
 from ..processes.signals import Interrupted, signals_noted
+from ..resume.checkpointer import Keeper
+from ..resume.same_data import look, others
 from ..run_folder import RunFolderAddon
-from ..same_data import look, others
 from ..verify_resume import ResumeVerification, verify_resume
 
 _FORMATS = {"safetensors": ".safetensors", "safetensor": ".safetensors", "ckpt": ".ckpt"}

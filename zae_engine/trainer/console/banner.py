@@ -16,8 +16,8 @@ from ...launch.forking import fork_fault
 from ...logs.panels import part_of
 from ...logs.summary import advice, effort_lines, shares_of
 from ...near import nearest
-from ..circumstances import loader_facts, peak_memory
 from ..data.plan import BatchPlan
+from ..journal.machine import loader_facts, peak_memory
 from ..records.history import Row
 from ..step.trained import rates_in_words
 

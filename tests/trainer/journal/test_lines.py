@@ -4,8 +4,8 @@ import pytest
 
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.logs.history_file import one_each
+from zae_engine.trainer.journal.lines import StepLines, _columns
 from zae_engine.trainer.records.history import Series
-from zae_engine.trainer.step_lines import StepLines, _columns
 
 
 class Lined(PlainTrainer):

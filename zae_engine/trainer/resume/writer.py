@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.background import Background
-from ..checkpoint.codec import pack
-from ..checkpoint.commit import Commit
-from ..checkpoint.documents import write_packed, write_tensors
-from ..checkpoint.folder import CHECKPOINTS, name_of
-from ..checkpoint.retention import retain
-from ..checkpoint.snapshot import Snapshot, equal
-from ..files import replacing
-from ..logs.history_file import HistoryFile
-from .processes.group import Processes
+from ...checkpoint.background import Background
+from ...checkpoint.codec import pack
+from ...checkpoint.commit import Commit
+from ...checkpoint.documents import write_packed, write_tensors
+from ...checkpoint.folder import CHECKPOINTS, name_of
+from ...checkpoint.retention import retain
+from ...checkpoint.snapshot import Snapshot, equal
+from ...files import replacing
+from ...logs.history_file import HistoryFile
+from ..processes.group import Processes
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 MODEL, BEST, STATE = "model", "best", "state"

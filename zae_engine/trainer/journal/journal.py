@@ -13,21 +13,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.background import Background
-from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import CHECKPOINTS
-from ..checkpoint.lock import RunLock
-from ..files import NotPlainError, check_plain, clear_partials, refuse_outside
-from ..logs.history_file import HistoryFile, Line
-from ..logs.merging import resumes_in
-from ..redaction import redact
-from .afterwards import Afterwards, end_line
-from .console.bar import make_bar
-from .processes.group import Processes
-from .processes.signals import Interrupted
-from .run_file import note_attempt
-from .step_lines import StepLines
-from .warn import warn
+from ...checkpoint.background import Background
+from ...checkpoint.errors import CheckpointError
+from ...checkpoint.folder import CHECKPOINTS
+from ...checkpoint.lock import RunLock
+from ...files import NotPlainError, check_plain, clear_partials, refuse_outside
+from ...logs.history_file import HistoryFile, Line
+from ...logs.merging import resumes_in
+from ...redaction import redact
+from ..console.bar import make_bar
+from ..processes.group import Processes
+from ..processes.signals import Interrupted
+from ..warn import warn
+from .lines import StepLines
+from .readers import Afterwards, end_line
+from .run_json import note_attempt
 
 _MEMORY = ("mine", "after", "origin", "begins")
 _USUAL = {"output", "target", "num_items"}  # what a step returns for metrics and for the trainer itself

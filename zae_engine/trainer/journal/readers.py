@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..logs.curves import CURVES, draw_curves
-from ..logs.feed import Feed, close
-from ..logs.history_file import Line
-from ..logs.logger import RunInfo
-from ..logs.reading import Run, read_run
-from ..logs.summary import SUMMARY, effort_lines, write_summary
-from .circumstances import loader_facts, peak_memory
+from ...logs.curves import CURVES, draw_curves
+from ...logs.feed import Feed, close
+from ...logs.history_file import Line
+from ...logs.logger import RunInfo
+from ...logs.reading import Run, read_run
+from ...logs.summary import SUMMARY, effort_lines, write_summary
+from .machine import loader_facts, peak_memory
 
 _SOON = 60.0  # seconds between two pictures of a run that goes on, at least
 _SHARE = 100  # of the time may go to them: one part in so many

@@ -10,10 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.disk import in_words, write_json
-from ..checkpoint.errors import CheckpointError
-from ..files import read_json, writable
-from ..redaction import without_secrets
+from ...checkpoint.disk import in_words, write_json
+from ...checkpoint.errors import CheckpointError
+from ...files import read_json, writable
+from ...redaction import without_secrets
 
 
 def note_attempt(

@@ -7,7 +7,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, RandomSampler
 
 from tests.helpers import PlainTrainer, data, loader, make, mlp, sgd
-from zae_engine.trainer.fingerprint import circumstances_of, data_of, differences, settings_of, without_secrets
+from zae_engine.trainer.journal.settings import circumstances_of, data_of, differences, settings_of, without_secrets
 
 
 def settings(**options):

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .data.plan import named
-from .data.random_streams import OwnStreams, mix, seed_host
-from .data.sampling import set_epoch
-from .data.seeded_samples import draws_nothing, fetch
-from .data.subsets import split_of
-from .hangs.waits import WaitError
-from .nests import fingerprint, leaves
-from .object_state import Generators
-from .processes.group import Processes
+from ..data.plan import named
+from ..data.random_streams import OwnStreams, mix, seed_host
+from ..data.sampling import set_epoch
+from ..data.seeded_samples import draws_nothing, fetch
+from ..data.subsets import split_of
+from ..hangs.waits import WaitError
+from ..nests import fingerprint, leaves
+from ..object_state import Generators
+from ..processes.group import Processes
 
 _SAMPLES, _SECONDS = 16, 1.0  # how many are looked at, and after which time no further one
 _LEAVES = 64  # of each

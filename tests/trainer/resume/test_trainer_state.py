@@ -9,7 +9,7 @@ from tests.trainer.addons.resumed import first_difference
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import committed
 from zae_engine.trainer.addons import StateManagerAddon
-from zae_engine.trainer.contents import best_extra, with_twins
+from zae_engine.trainer.resume.trainer_state import best_extra, with_twins
 
 Managed = PlainTrainer.add_on(StateManagerAddon)
 

@@ -13,17 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint.commit import clear_leftovers
-from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import CHECKPOINTS, committed, name_of, next_serial
-from ..checkpoint.sharded import whole_model
-from .contents import best_extra, check_savable, whole_of
-from .limits import Duration
-from .processes.group import is_sharded
-from .run_log import RunLog
-from .saving import BEST, MODEL, STATE, Contents, Saver
-from .taking_up import TakingUp
-from .warn import warn
+from ...checkpoint.commit import clear_leftovers
+from ...checkpoint.errors import CheckpointError
+from ...checkpoint.folder import CHECKPOINTS, committed, name_of, next_serial
+from ...checkpoint.sharded import whole_model
+from ..journal.journal import RunLog
+from ..limits import Duration
+from ..processes.group import is_sharded
+from ..warn import warn
+from .finder import TakingUp
+from .trainer_state import best_extra, check_savable, whole_of
+from .writer import BEST, MODEL, STATE, Contents, Saver
 
 FAILED = "a checkpoint could not be written: "
 _A_WHILE = 3.0  # seconds that a run that broke off waits for the files of the other processes

@@ -11,19 +11,19 @@ from typing import Any
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from ..checkpoint.codec import pack
-from ..checkpoint.deepspeed import load_engine, save_engine
-from ..checkpoint.documents import SUFFIXES, read_document, read_tensors
-from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import Checkpoint
-from ..checkpoint.names import own_name, own_names
-from ..checkpoint.sharded import SHARDED, VALUES, load_sharded, take_shards
-from ..checkpoint.weights import WeightsError, load_weights, own_state
-from .fingerprint import IN_EVAL
-from .processes.group import is_sharded
-from .saving import BEST, MODEL, STATE, Contents, own_stem
-from .step.trained import Trained, put_trained
-from .warn import warn
+from ...checkpoint.codec import pack
+from ...checkpoint.deepspeed import load_engine, save_engine
+from ...checkpoint.documents import SUFFIXES, read_document, read_tensors
+from ...checkpoint.errors import CheckpointError
+from ...checkpoint.folder import Checkpoint
+from ...checkpoint.names import own_name, own_names
+from ...checkpoint.sharded import SHARDED, VALUES, load_sharded, take_shards
+from ...checkpoint.weights import WeightsError, load_weights, own_state
+from ..journal.settings import IN_EVAL
+from ..processes.group import is_sharded
+from ..step.trained import Trained, put_trained
+from ..warn import warn
+from .writer import BEST, MODEL, STATE, Contents, own_stem
 
 Nest = dict[str, Any]
 

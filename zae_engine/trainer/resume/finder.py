@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.disk import digest
-from ..checkpoint.documents import read_tensors
-from ..checkpoint.errors import CheckpointError
-from ..checkpoint.folder import CHECKPOINTS, Checkpoint, choose, committed, problems_of
-from .contents import best_of, fitting, put_passed, put_whole, with_twins
-from .processes.group import Processes
-from .run_log import RunLog
-from .saving import MODEL, publish
-from .warn import warn
+from ...checkpoint.disk import digest
+from ...checkpoint.documents import read_tensors
+from ...checkpoint.errors import CheckpointError
+from ...checkpoint.folder import CHECKPOINTS, Checkpoint, choose, committed, problems_of
+from ..journal.journal import RunLog
+from ..processes.group import Processes
+from ..warn import warn
+from .trainer_state import best_of, fitting, put_passed, put_whole, with_twins
+from .writer import MODEL, publish
 
 _MEMORY = ("calls", "_at_an_end", "_best")
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import make
 from zae_engine.checkpoint.errors import CheckpointError
-from zae_engine.trainer.run_file import note_attempt, read_run_json
+from zae_engine.trainer.journal.run_json import note_attempt, read_run_json
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """

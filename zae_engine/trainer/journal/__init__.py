@@ -1,0 +1,1 @@
+"""What a run writes down: run.json, history.jsonl, and what reads these while it goes on."""

@@ -258,7 +258,7 @@ ELSEWHERE = {  # the places that write no file of a run: a configuration or a te
     ("launch/resolve.py", "write_text"),
     ("launch/workers.py", "write_bytes"),
     ("launch/workers.py", "open"),
-    ("trainer/verify_resume.py", "write_text"),
+    ("trainer/verify/resume.py", "write_text"),
 }
 
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zae_engine.trainer import Trainer, addons
-from zae_engine.trainer.run_folder import RunFolderAddon
+from zae_engine.trainer.addons.run_folder import RunFolderAddon
 
 from . import blocks
 from .turns import Turn, Turns, Worker

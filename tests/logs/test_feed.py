@@ -32,6 +32,7 @@ from zae_engine.logs.feed import close
 from zae_engine.logs.logger import RunInfo
 from zae_engine.logs.merging import records_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
+from zae_engine.trainer.journal import readers
 
 STEPS = list(range(1, 13))  # of two epochs
 METHODS = ("start", "log", "flush", "summarize", "keep_file", "finish")
@@ -48,7 +49,7 @@ def _ended():
 def impatient(monkeypatch):
     """Ends wait for a moment only."""
     monkeypatch.setattr(feed_module, "PATIENCE", 0.3)
-    monkeypatch.setattr(afterwards, "_PATIENCE", 0.3)
+    monkeypatch.setattr(readers, "_PATIENCE", 0.3)
 
 
 class Clocked(PlainTrainer):
@@ -251,6 +252,7 @@ def test_an_error_at_the_end_is_told_when_the_process_ends(tmp_path):
 from tests.helpers import PlainTrainer, loader, make
 from tests.logs.services import Service, attach, feed_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
+from zae_engine.trainer.journal import readers
 trainer = attach(make(PlainTrainer.add_on(StateManagerAddon), save_path={str(tmp_path / "run")!r}),
                  feed_of(Service({{"finish": RuntimeError("quota")}})))
 trainer.run(1, loader())

@@ -18,8 +18,8 @@ from .data.random_streams import draw_seed, streams_kept
 from .data.sampling import check_shared, set_epoch
 from .data.window import Window
 from .limits import Budget, Duration, Interval
+from .loop.pauses import Pacing
 from .nests import merge, place, snapshot
-from .pacing import Pacing
 from .processes.agreement import Agreement
 from .processes.device import Device, resolve_accumulation
 from .processes.guard import check_wait

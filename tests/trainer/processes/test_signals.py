@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from zae_engine.trainer.processes.group import signals
+from zae_engine.trainer.processes import signals
 from zae_engine.trainer.processes.signals import AGAIN, Interrupted, signals_noted
 
 NAMES = ["SIGINT", "SIGTERM", "SIGUSR1"]

@@ -7,8 +7,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.retrieval import RetrievalMAP
 
 from tests.helpers import MLPTrainer, PlainTrainer, loader, make, mlp
-from zae_engine.trainer import pacing
 from zae_engine.trainer.compose import AddOnBase
+from zae_engine.trainer.loop import pauses
 
 
 class Plain(MLPTrainer):
@@ -196,11 +196,11 @@ def test_an_evaluation_of_its_own_is_kept():
 
 
 def test_much_that_is_kept_for_nobody_is_told_once(monkeypatch):
-    monkeypatch.setattr(pacing, "_MUCH", 45 * 3 * 4 + 45 * 8 - 1)
+    monkeypatch.setattr(pauses, "_MUCH", 45 * 3 * 4 + 45 * 8 - 1)
     with pytest.warns(UserWarning, match=r"train_step returns as 'output', 'target' was kept .* 0 MiB") as told:
         make(Plain).run(3, loader())
     assert len(told) == 1
-    monkeypatch.setattr(pacing, "_MUCH", 45 * 3 * 4 + 45 * 8)
+    monkeypatch.setattr(pauses, "_MUCH", 45 * 3 * 4 + 45 * 8)
     make(Plain).run(1, loader())  # and less is not
 
 

@@ -13,7 +13,7 @@ from ...logs.registry import LOGGERS, logger_class, require
 from ...near import nearest
 from ..journal.settings import plain_settings
 from ..options import fixed
-from ..run_folder import RunFolderAddon
+from .run_folder import RunFolderAddon
 
 
 class LoggerAddon(RunFolderAddon):

@@ -22,8 +22,8 @@ from ..options import fixed
 from ..processes.signals import Interrupted, signals_noted
 from ..resume.checkpointer import Keeper
 from ..resume.same_data import look, others
-from ..run_folder import RunFolderAddon
-from ..verify_resume import ResumeVerification, verify_resume
+from ..verify.resume import ResumeVerification, verify_resume
+from .run_folder import RunFolderAddon
 
 _FORMATS = {"safetensors": ".safetensors", "safetensor": ".safetensors", "ckpt": ".ckpt"}
 

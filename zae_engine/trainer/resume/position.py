@@ -16,8 +16,8 @@ from ..console.bar import SilentBar
 from ..data.layout import Start
 from ..data.plan import BatchPlan, named
 from ..data.random_streams import generators_of, loader_states, put_loader_states, put_streams, set_streams, streams_of
-from ..evaluating import Evaluating
 from ..limits import Budget, Interval
+from ..loop.evaluator import Evaluating
 from ..processes.agreement import NOTHING, Agreement, Wish
 from ..records.gather import log_state, restore_log
 from ..step.trained import Trained

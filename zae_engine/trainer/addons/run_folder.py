@@ -9,13 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from . import checks
-from .compose import AddOnBase
-from .data.plan import named
-from .journal.journal import RunLog
-from .journal.settings import circumstances_of, data_of, settings_of
-from .limits import Duration, Interval
-from .options import fixed
+from .. import checks
+from ..compose import AddOnBase
+from ..data.plan import named
+from ..journal.journal import RunLog
+from ..journal.settings import circumstances_of, data_of, settings_of
+from ..limits import Duration, Interval
+from ..options import fixed
 
 
 class RunFolderAddon(AddOnBase):

@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from . import checks
-from .data.layout import Start
-from .data.plan import BatchPlan
-from .data.random_streams import generators_kept, set_streams
-from .data.sampling import in_dataset_order
-from .data.window import Window
-from .limits import Budget, Interval
-from .nests import map_nest, place, snapshot, to_cpu
-from .processes.agreement import Agreement
-from .records.epoch_log import Sums, pooled, with_metrics
-from .records.gather import joined
-from .step.eval_context import evaluation
-from .step.placement import Placing
-from .verify import Verification, verify
-from .warn import warn
+from .. import checks
+from ..data.layout import Start
+from ..data.plan import BatchPlan
+from ..data.random_streams import generators_kept, set_streams
+from ..data.sampling import in_dataset_order
+from ..data.window import Window
+from ..limits import Budget, Interval
+from ..nests import map_nest, place, snapshot, to_cpu
+from ..processes.agreement import Agreement
+from ..records.epoch_log import Sums, pooled, with_metrics
+from ..records.gather import joined
+from ..step.eval_context import evaluation
+from ..step.placement import Placing
+from ..verify.step import Verification, verify
+from ..warn import warn
 
 Loader = Iterable[Any]
 Step = Callable[[Any], dict[str, Any]]

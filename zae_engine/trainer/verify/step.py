@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..checkpoint.names import own_name
-from . import checks
-from .data.cut import Marks, Path, count_samples, even_edges, in_words
-from .data.per_sample import PerSample, per_sample
-from .data.plan import BatchPlan
-from .data.random_streams import generators_kept, set_streams, streams_kept
-from .data.sampling import like_loader
-from .processes.group import is_sharded
-from .replay import COARSE_FLOOR, CPU, CannotRunError, Replay, differences
+from ...checkpoint.names import own_name
+from .. import checks
+from ..data.cut import Marks, Path, count_samples, even_edges, in_words
+from ..data.per_sample import PerSample, per_sample
+from ..data.plan import BatchPlan
+from ..data.random_streams import generators_kept, set_streams, streams_kept
+from ..data.sampling import like_loader
+from ..processes.group import is_sharded
+from .step_replay import COARSE_FLOOR, CPU, CannotRunError, Replay, differences
 
 _NORM = "NAME"
 _CAUSES = {

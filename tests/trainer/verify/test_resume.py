@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from tests.helpers import MLPTrainer, PlainTrainer, assert_equal, data, loader, make, mlp, sgd, weights
 from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
 from zae_engine.trainer.compose import AddOnBase
-from zae_engine.trainer.verify_resume import ResumeVerification
+from zae_engine.trainer.verify.resume import ResumeVerification
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 

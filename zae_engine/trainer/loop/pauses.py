@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .console.banner import epoch_line, unknown_in
-from .console.bar import SilentBar
-from .data.random_streams import loader_states, put_loader_states
-from .limits import step_scheduler
-from .records.epoch_log import pooled
-from .records.history import Row
-from .resume.position import CalledAway, Resuming
-from .step.trained import Trained
-from .warn import warn
+from ..console.banner import epoch_line, unknown_in
+from ..console.bar import SilentBar
+from ..data.random_streams import loader_states, put_loader_states
+from ..limits import step_scheduler
+from ..records.epoch_log import pooled
+from ..records.history import Row
+from ..resume.position import CalledAway, Resuming
+from ..step.trained import Trained
+from ..warn import warn
 
 _MUCH = 256 * 2**20  # bytes that are not kept for nobody without a word
 

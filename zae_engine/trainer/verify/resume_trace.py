@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint.errors import CheckpointError
-from .data.random_streams import streams_of
-from .nests import fingerprint, is_scalar
-from .object_state import Root, State, states_of
+from ...checkpoint.errors import CheckpointError
+from ..data.random_streams import streams_of
+from ..nests import fingerprint, is_scalar
+from ..object_state import Root, State, states_of
 
 Names = dict[str, str]
 _UNTIMED = ("seconds", "saving")  # of a row of the history: these are another each time

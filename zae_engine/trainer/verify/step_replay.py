@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..checkpoint.names import own_name
-from . import checks
-from .data.cut import Marks, count_samples, slices
-from .data.random_streams import set_streams
-from .data.window import Micro, Window
-from .nests import leaves, map_nest, place
-from .records.own_values import OwnValues
-from .step.modes import Modes
+from ...checkpoint.names import own_name
+from .. import checks
+from ..data.cut import Marks, count_samples, slices
+from ..data.random_streams import set_streams
+from ..data.window import Micro, Window
+from ..nests import leaves, map_nest, place
+from ..records.own_values import OwnValues
+from ..step.modes import Modes
 
 CPU = torch.device("cpu")
 # How far apart two gradients may be, relative to the larger of them, and still be the same but for rounding.

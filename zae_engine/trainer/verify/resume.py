@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
-from ..checkpoint.folder import CHECKPOINTS, committed
-from ..launch.workers import WorkerError, run_workers
-from . import checks
-from .data import sampling
-from .data.plan import named
-from .data.random_streams import seed_host
-from .journal.readers import Afterwards
-from .limits import Duration
-from .object_state import Root, owned_by, shake
-from .resume import same_data
+from ...checkpoint.folder import CHECKPOINTS, committed
+from ...launch.workers import WorkerError, run_workers
+from .. import checks
+from ..data import sampling
+from ..data.plan import named
+from ..data.random_streams import seed_host
+from ..journal.readers import Afterwards
+from ..limits import Duration
+from ..object_state import Root, owned_by, shake
+from ..resume import same_data
 from .resume_trace import Recorder, Trace, first_difference, reason_for
 
 _GRACE = 5.0  # seconds in which a process whose time is over may end by itself

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.helpers import MLPTrainer, PlainTrainer, assert_equal, data, loader, make, mlp, weights
-from zae_engine.trainer.replay import CPU
-from zae_engine.trainer.verify import Verification
+from zae_engine.trainer.verify.step import Verification
+from zae_engine.trainer.verify.step_replay import CPU
 
 
 def network(*between):

@@ -1,0 +1,1 @@
+"""Whether a step, or a resume, is what it should be: found by experiment."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from zae_engine.logs.loggers.wandb_file import read_steps
 from zae_engine.logs.merging import records_of
 from zae_engine.logs.reading import read_run
-from zae_engine.logs.wandb_file import read_steps
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from zae_engine.logs.logger import Logger, Record, RunInfo
-from zae_engine.logs.registry import logger_class
+from zae_engine.logs.loggers.logger import Logger, Record, RunInfo
+from zae_engine.logs.loggers.registry import logger_class
 
 CONFIG = {
     "settings": {"lr": 0.1, "gradient_clip": 0.0, "the optimizer": {"name": "SGD", "nesterov": False}},

@@ -8,7 +8,7 @@ from functools import partial
 from typing import ClassVar
 
 from zae_engine.logs.feed import Feed, close
-from zae_engine.logs.logger import Logger
+from zae_engine.logs.loggers.logger import Logger
 
 
 class Service:

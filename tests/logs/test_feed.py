@@ -29,7 +29,7 @@ from tests.logs.test_merging import write_more
 from zae_engine.logs import feed as feed_module
 from zae_engine.logs.cursor import Cursor
 from zae_engine.logs.feed import close
-from zae_engine.logs.logger import RunInfo
+from zae_engine.logs.loggers.logger import RunInfo
 from zae_engine.logs.merging import records_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
 from zae_engine.trainer.journal import readers

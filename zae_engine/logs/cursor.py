@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import folder_in, read_json, write_text
-from .logger import Logger
+from .loggers.logger import Logger
 
 
 @dataclass

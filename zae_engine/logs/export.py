@@ -14,12 +14,12 @@ from ..files import NotPlainError, check_plain, folder_in, read_json
 from ..redaction import redact
 from ..terminal import PrintableError, in_line
 from .cursor import Cursor, cursors_in
-from .logger import Logger, Record, RunInfo
+from .loggers.logger import Logger, Record, RunInfo
+from .loggers.registry import logger_class, require
 from .merging import records_of
 from .origins import ForeignError, check_places, vetted
 from .outcome import is_held
 from .reading import HISTORY, RunFolderError, is_run, read_run
-from .registry import logger_class, require
 from .summary import SUMMARY, summarize
 
 _CLOSED = ("done", "interrupted", "failed")

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from .history_file import Line
-from .logger import flat
+from .loggers.logger import flat
 from .reading import Run
 
 Facts = dict[str, str]

@@ -19,7 +19,7 @@ from typing import Any
 from ..redaction import redact
 from ..terminal import printable
 from .cursor import Cursor
-from .logger import Logger, RunInfo
+from .loggers.logger import Logger, RunInfo
 from .merging import Tail
 from .origins import check_begin
 from .streams import import_apart, keep_apart

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files import LONGEST, open_plain
 from .history_file import FOLDER_OF_PICTURES, SUFFIXES, Line, parsed, read_lines
-from .logger import Record
+from .loggers.logger import Record
 from .outcome import number
 
 _PLACES = ("epoch", "step", "lr", "seconds", "saving", "number", "kind")

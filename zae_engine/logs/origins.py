@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from ..terminal import PrintableError
 from .cursor import Cursor, path_of
-from .logger import Logger
+from .loggers.logger import Logger
 
 _LOCAL = re.compile(r"sqlite:///|file://(?=/)|file:(?!//)")
 

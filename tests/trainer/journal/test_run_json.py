@@ -12,7 +12,7 @@ from tests.helpers import make
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.trainer.journal.run_json import note_attempt, read_run_json
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import sys
 from tests.helpers import loader, make, PlainTrainer

@@ -26,7 +26,7 @@ from tests.helpers import (
 )
 from zae_engine.trainer.step.update import DelegatedUpdate, DirectUpdate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def by_hand(epochs=2, clip=0.0, on_batch=None, on_epoch=None, bf16=False, batches=None):

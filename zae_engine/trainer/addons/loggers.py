@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from ...logs.feed import Feed, close
-from ...logs.logger import Logger
-from ...logs.registry import LOGGERS, logger_class, require
+from ...logs.loggers.logger import Logger
+from ...logs.loggers.registry import LOGGERS, logger_class, require
 from ...near import nearest
 from ..journal.settings import plain_settings
 from ..options import fixed

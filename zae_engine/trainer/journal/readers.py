@@ -14,7 +14,7 @@ from typing import Any
 from ...logs.curves import CURVES, draw_curves
 from ...logs.feed import Feed, close
 from ...logs.history_file import Line
-from ...logs.logger import RunInfo
+from ...logs.loggers.logger import RunInfo
 from ...logs.reading import Run, read_run
 from ...logs.summary import SUMMARY, effort_lines, write_summary
 from .machine import loader_facts, peak_memory

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.logs.logging_helpers import info, odd_record, record, resume_after_kill, run_attempt, with_own
-from zae_engine.logs.trackio_logger import TrackioLogger
+from zae_engine.logs.loggers.trackio_logger import TrackioLogger
 
 if importlib.util.find_spec("trackio") is None:
     pytest.skip("trackio is not installed", allow_module_level=True)
@@ -141,7 +141,7 @@ def test_the_best_weights_are_an_artifact_by_option(tmp_path, project):
 
 
 def test_what_is_not_written_is_told(tmp_path, database, project, monkeypatch):
-    monkeypatch.setattr("zae_engine.logs.trackio_logger._PATIENCE", 0.2)
+    monkeypatch.setattr("zae_engine.logs.loggers.trackio_logger._PATIENCE", 0.2)
     stuck = logger(project)
     stuck.start(info(tmp_path))
     stuck.finish("done")

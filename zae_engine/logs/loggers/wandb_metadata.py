@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..redaction import without_secrets
+from ...redaction import without_secrets
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+from ..origins import is_name
 from .logger import Logger, Record, RunInfo, flat
-from .origins import is_name
 from .registry import check_settings, hint, installed
 
 # How each goes on with a run: where its client has the run's id, and what it takes with it when it starts.

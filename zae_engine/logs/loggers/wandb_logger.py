@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..checkpoint.best import is_better
+from ...checkpoint.best import is_better
+from ..origins import is_name
 from .logger import Logger, Record, RunInfo, flat
 from .network import no_wandb_reports, unreachable
-from .origins import is_name
 from .registry import check_settings
 from .wandb_account import has_key, refusal
 from .wandb_commit import join_rows

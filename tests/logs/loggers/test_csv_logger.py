@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.logs.logging_helpers import START, info, odd_record, record, resume_after_kill, run_attempt
-from zae_engine.logs.csv_logger import CSVLogger
+from zae_engine.logs.loggers.csv_logger import CSVLogger
 
 
 def rows(path):

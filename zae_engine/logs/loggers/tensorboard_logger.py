@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..origins import is_inside, is_name, is_named, refuse_elsewhere
 from .logger import Logger, Record, RunInfo, flat
-from .origins import is_inside, is_name, is_named, refuse_elsewhere
 from .registry import check_settings
 
 _SETTINGS = ("filename_suffix", "flush_secs", "log_dir", "max_queue_size")

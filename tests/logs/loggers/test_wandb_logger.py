@@ -17,11 +17,11 @@ import pytest
 
 from tests.helpers import MLPTrainer, loader, make
 from zae_engine.logs.feed import close
-from zae_engine.logs.logger import Record, RunInfo
-from zae_engine.logs.network import unreachable
-from zae_engine.logs.wandb_account import has_key
-from zae_engine.logs.wandb_file import read_steps
-from zae_engine.logs.wandb_logger import WandBLogger, valid
+from zae_engine.logs.loggers.logger import Record, RunInfo
+from zae_engine.logs.loggers.network import unreachable
+from zae_engine.logs.loggers.wandb_account import has_key
+from zae_engine.logs.loggers.wandb_file import read_steps
+from zae_engine.logs.loggers.wandb_logger import WandBLogger, valid
 from zae_engine.trainer.addons import WandBLoggerAddon
 from zae_engine.trainer.records.images import png
 
@@ -172,7 +172,7 @@ def test_a_training_without_validation_has_the_best_of_its_metric(tmp_path):
 KILLED = """
 import os, sys, threading
 from pathlib import Path
-from tests.logs.test_wandb_logger import begin, record
+from tests.logs.loggers.test_wandb_logger import begin, record
 
 def work():
     logger = begin(Path(sys.argv[1]))
@@ -335,7 +335,7 @@ def test_online_without_a_key_is_an_error_and_no_question(tmp_path, monkeypatch)
 ASKED = """
 import sys
 from pathlib import Path
-from tests.logs.test_wandb_logger import begin, record
+from tests.logs.loggers.test_wandb_logger import begin, record
 logger = begin(Path(sys.argv[1]))
 logger.log(record(1))
 logger.finish("done")

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from ..files import lines_of
+from ...files import lines_of
+from ..streams import keep_apart
 from .logger import Logger, Record, RunInfo
 from .network import unreachable
 from .registry import check_settings
-from .streams import keep_apart
 
 _OLD = {"project_name": "project", "api_tkn": "api_token"}  # of zae-engine 0.7.6
 _OWN = ("log_model",)

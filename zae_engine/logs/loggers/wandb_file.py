@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import read_bytes
+from ...files import read_bytes
 
 _MOST = 1 << 31
 _BLOCK = 32768

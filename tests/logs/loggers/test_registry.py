@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from zae_engine.logs.logger import Logger
-from zae_engine.logs.registry import LOGGERS, check_settings, logger_class, require
+from zae_engine.logs.loggers.logger import Logger
+from zae_engine.logs.loggers.registry import LOGGERS, check_settings, logger_class, require
 
 
 class Absent(Logger):
@@ -45,7 +45,7 @@ def test_an_unknown_setting_is_refused():
 def test_no_client_is_imported_before_it_is_used():
     code = """
 import sys
-from zae_engine.logs.registry import LOGGERS, installed, logger_class
+from zae_engine.logs.loggers.registry import LOGGERS, installed, logger_class
 for name in LOGGERS:
     installed(logger_class(name).module or "csv")
 clients = ("torch", "wandb", "neptune", "tensorboard", "mlflow", "trackio", "accelerate")

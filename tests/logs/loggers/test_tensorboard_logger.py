@@ -17,7 +17,7 @@ from tests.logs.logging_helpers import (
     run_attempt,
     with_own,
 )
-from zae_engine.logs.tensorboard_logger import TensorBoardLogger
+from zae_engine.logs.loggers.tensorboard_logger import TensorBoardLogger
 
 pytest.importorskip("tensorboard")
 
@@ -151,7 +151,7 @@ def test_wrong_settings_are_refused():
 def test_torch_is_not_needed(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.logs.logging_helpers import info, record, run_attempt\n"
-        "from zae_engine.logs.tensorboard_logger import TensorBoardLogger\n"
+        "from zae_engine.logs.loggers.tensorboard_logger import TensorBoardLogger\n"
         f"run_attempt(TensorBoardLogger(), info(Path({str(tmp_path)!r})), [record(1)])\n"
         "print([name for name in ('torch', 'tensorflow') if name in sys.modules])"
     )

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.logs.logging_helpers import with_own
-from zae_engine.logs.logger import Record, RunInfo
-from zae_engine.logs.neptune_logger import INIT_RUN, NeptuneLogger, container, server_of
+from zae_engine.logs.loggers.logger import Record, RunInfo
+from zae_engine.logs.loggers.neptune_logger import INIT_RUN, NeptuneLogger, container, server_of
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("neptune") is None, reason="neptune is not installed"),
@@ -140,7 +140,7 @@ def test_neptune_s_status_lists_one_run_of_all_attempts(tmp_path, capsys):
 
 KILLED = """
 import os, sys, threading
-from tests.logs.test_neptune_logger import begin, record
+from tests.logs.loggers.test_neptune_logger import begin, record
 
 def work():
     logger = begin(sys.argv[1])
@@ -187,7 +187,7 @@ def test_a_record_that_is_there_in_part_is_completed(tmp_path):
 
 FORKED = """
 import os, sys
-from tests.logs.test_neptune_logger import begin, record
+from tests.logs.loggers.test_neptune_logger import begin, record
 logger = begin(sys.argv[1])
 for step in range(1, 10):
     logger.client["lr"].append(0.1, step=step)  # which waits to be written

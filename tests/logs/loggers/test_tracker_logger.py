@@ -9,7 +9,7 @@ import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_process, register_tracker_class
 
 from tests.logs.logging_helpers import info, odd_record, record, resume_after_kill, run_attempt
-from zae_engine.logs.tracker_logger import TrackerLogger
+from zae_engine.logs.loggers.tracker_logger import TrackerLogger
 
 
 class FileTracker(GeneralTracker):
@@ -117,7 +117,7 @@ def test_one_that_can_tell_what_it_has_gets_nothing_twice(tmp_path, registered):
 
 @pytest.mark.usefixtures("starts_processes")
 def test_a_killed_run_goes_on(tmp_path, registered):
-    setup = "import tests.logs.test_tracker_logger as own; own.register_tracker_class(own.AskedTracker)"
+    setup = "import tests.logs.loggers.test_tracker_logger as own; own.register_tracker_class(own.AskedTracker)"
     id, last = resume_after_kill("tracker", tmp_path / "a run", {"log_with": "asked"}, setup)
     kept = lines(tmp_path / "a run" / "tracker" / "digits.jsonl")
     assert (id, 10 <= last < 60) == ("asked", True)

@@ -1,6 +1,6 @@
 """Where 0.7.6 had the trainer; its imports still work."""
 
-from .console.bar import ProgressChecker
+from .records.counters import ProgressChecker
 from .trainer import T, Trainer
 
 __all__ = ["ProgressChecker", "T", "Trainer"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import checks
 from .compose import Seams
-from .console.banner import check_show
+from .console.values import check_show
 from .processes.device import resolve_accumulation
 from .records.metrics import Measures, check_metrics
 from .step.shards import check_shards

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from . import checks, hints
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
-from .console.banner import banner, check_show, farewell
+from .console.banner import banner, farewell
 from .console.bar import make_bar
+from .console.values import check_show
 from .data.plan import named
 from .data.random_streams import draw_seed, streams_kept
 from .data.sampling import check_shared, set_epoch

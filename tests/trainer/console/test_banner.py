@@ -10,7 +10,7 @@ import torch
 from tests.helpers import MLPTrainer, PlainTrainer, loader, make
 from tests.logs.services import Service, ServiceLogger, attach, end_all, feed_of
 from zae_engine.trainer.addons import CSVLoggerAddon
-from zae_engine.trainer.console.banner import epoch_line
+from zae_engine.trainer.console.values import epoch_line
 
 
 class Many(PlainTrainer):

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from zae_engine.trainer.console.bar import LineBar, ProgressChecker, SilentBar, TqdmBar, make_bar
+from zae_engine.trainer.console.bar import LineBar, SilentBar, TqdmBar, make_bar
+from zae_engine.trainer.records.counters import ProgressChecker
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,4 @@
-"""The lines that a run shows before, between and after its epochs.
+"""What a run shows before its first epoch and after its last.
 
 The trainer is passed as Any, since its module imports this one.
 """
@@ -6,23 +6,17 @@ The trainer is passed as Any, since its module imports this one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch.nn.parameter import is_lazy
 
 from ..._version import __version__
 from ...launch.forking import fork_fault
-from ...logs.panels import part_of
 from ...logs.summary import advice, effort_lines, shares_of
-from ...near import nearest
 from ..data.plan import BatchPlan
-from ..journal.machine import loader_facts, peak_memory
-from ..records.history import Row
-from ..step.trained import rates_in_words
+from ..records.usage import loader_facts, peak_memory
 
 _PRECISIONS = {"no": "fp32"}
-_MANY = 10  # values in one line
 
 
 def banner(trainer: Any) -> str:
@@ -43,61 +37,6 @@ def banner(trainer: Any) -> str:
         f" {_PRECISIONS.get(precision, precision)} · {size}\n{plan.describe()}{length} · {seed}"
         + (f"\n{fault}" if fault else "")
     )
-
-
-def check_show(show: Any) -> tuple[str, ...] | None:
-    """Return the names of values that are shown; refuse what are none."""
-    names = (show,) if isinstance(show, str) else show
-    if names is None or (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
-        return None if names is None else tuple(names)
-    raise TypeError(f"show={show!r} is not accepted; write the names of values: show=['loss', 'test_acc']")
-
-
-def is_shown(name: str, quantity: str, show: Sequence[str] | None) -> bool:
-    """Whether a value is among those that ``show=`` names, by its own name or by its quantity's."""
-    return show is None or name in show or quantity in show
-
-
-def unknown_in(show: Sequence[str], row: Row) -> str:
-    """A sentence about a name that no value of a row has; of a set that was not validated, its quantity counts."""
-    quantities = {part_of(name, row)[0] for name in row if name.startswith(("train_", "test_"))}
-    missing = [name for name in show if name not in row and part_of(name, row)[0] not in quantities]
-    if not missing:
-        return ""
-    near = nearest(missing[0], quantities)
-    there = f"did you mean {near!r}?" if near else f"there are {', '.join(map(repr, sorted(quantities)))}"
-    return f"show= names {missing[0]!r}, but no value has that name; {there}"
-
-
-def epoch_line(title: str, row: Row, speed: float, show: Sequence[str] | None = None, seen: Row | None = None) -> str:
-    """One line for an epoch that is done, or a validation within it; many values get a line for each set.
-
-    Parameters
-    ----------
-    title : str
-    row : dict
-        Of the history.
-    speed : float
-        Samples a second.
-    show : sequence of str, optional
-        Names of the values that are shown, such as ``'test_acc'``, or ``'acc'`` for all sets; by default all are.
-    seen : dict, optional
-        What of the row has been shown already.
-    """
-    parts = {name: part_of(name, row) for name in row if name.startswith(("train_", "test_"))}
-    names = [name for name, (quantity, _) in parts.items() if is_shown(name, quantity, show)]
-    names = [name for name in names if seen is None or seen.get(name) != row[name]]
-    rest = f"lr {rates_in_words(row, 2)}  {speed:,.0f} samples/s  {row['seconds']:.1f} s"
-    if len(names) <= _MANY:
-        return " | ".join([title, *(["  ".join(f"{n} {row[n]:.4g}" for n in names)] if names else []), rest])
-    sets: dict[str, list[str]] = {}
-    for name in names:
-        quantity, kind = parts[name]
-        sets.setdefault(kind, []).append(f"{quantity} {row[name]:.4g}")
-    width = max(map(len, sets))
-    lines = [f"  {kind if not i else '':{width}} | {'  '.join(values[i : i + _MANY])}"
-             for kind, values in sets.items() for i in range(0, len(values), _MANY)]  # fmt: skip
-    return "\n".join([f"{title} | {rest}", *lines])
 
 
 def farewell(trainer: Any) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from ...logs.history_file import Line
 from ..records.epoch_log import Series
 from ..records.gather import mean_series
+from ..records.rates import rates_of
 from ..records.usage import Spent
-from ..step.trained import rates_of
 
 _MOST, _NUMBERS = 1000, 500_000  # steps a line, and numbers: some 10 MB, which a reader holds at once
 

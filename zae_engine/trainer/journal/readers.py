@@ -17,7 +17,7 @@ from ...logs.history_file import Line
 from ...logs.loggers.logger import RunInfo
 from ...logs.reading import Run, read_run
 from ...logs.summary import SUMMARY, effort_lines, write_summary
-from .machine import loader_facts, peak_memory
+from ..records.usage import loader_facts, peak_memory
 
 _SOON = 60.0  # seconds between two pictures of a run that goes on, at least
 _SHARE = 100  # of the time may go to them: one part in so many

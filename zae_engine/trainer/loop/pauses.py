@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..console.banner import epoch_line, unknown_in
 from ..console.bar import SilentBar
+from ..console.values import epoch_line, unknown_in
 from ..data.random_streams import loader_states, put_loader_states
 from ..limits import step_scheduler
 from ..records.epoch_log import pooled

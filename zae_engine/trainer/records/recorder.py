@@ -18,17 +18,18 @@ from ...checkpoint.snapshot import identity_of
 from ...checkpoint.weights import own_state
 from ...redaction import redact
 from .. import checks
-from ..console.banner import is_shown
-from ..console.bar import ProgressChecker, make_bar
+from ..console.bar import make_bar
+from ..console.values import is_shown, rates_in_words
 from ..nests import as_float, is_scalar
 from ..options import Settings
 from ..processes.group import Processes, is_sharded
-from ..step.trained import rates_in_words, rates_of
 from ..warn import warn
+from .counters import ProgressChecker
 from .epoch_log import EpochLog
 from .history import History, Row
 from .monitor import Monitor
 from .own_values import OwnValues, TakesValues
+from .rates import rates_of
 from .routes import Route
 from .usage import Spent
 

@@ -78,25 +78,6 @@ def parameters_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name.replace("_orig_mod.", ""), p) for name, p in model.named_parameters()]
 
 
-def rates_of(optimizer: Any) -> dict[str, float]:
-    """The learning rate, ``lr``, which is the first group's; of several groups each one's, ``lr/0``, or by its name."""
-    groups = optimizer.param_groups if optimizer is not None else []
-    if not groups:
-        return {"lr": 0.0}
-    rates = [float(group.get("lr", 0.0)) for group in groups]
-    names = [group.get("name") for group in groups]
-    if len(set(map(str, names))) < len(names) or not all(isinstance(n, str) and n.isprintable() for n in names):
-        names = list(range(len(groups)))
-    several = {f"lr/{name}": rate for name, rate in zip(names, rates, strict=True)} if len(groups) > 1 else {}
-    return {"lr": rates[0], **several}
-
-
-def rates_in_words(rates: Mapping[str, Any], digits: int) -> str:
-    """The rates of a row, each group's where there are several."""
-    shown = {name: rate for name, rate in rates.items() if name.startswith("lr/")} or {"lr": rates["lr"]}
-    return " ".join(f"{rate:.{digits}e}" for rate in shown.values() if rate is not None)
-
-
 def in_words(names: list[str]) -> str:
     """Some parameters' names, and how many more there are."""
     shown = ", ".join(map(repr, names[:_SHOWN]))

@@ -43,6 +43,13 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(found), f"{target}: there is no such heading"
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md", "docs/versioning.md", "docs/versioning-ko.md"])
+def test_files_that_are_named_are_there(page):
+    named = re.findall(r"`((?:tests|docs|zae_engine|\.ci)/[\w./-]+)`", prose(ROOT / page))
+    assert named, "this page names no file any more"
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_ci_runs_on_each_python_that_is_promised():
     (job,) = yaml.safe_load(text(".github/workflows/ci.yml"))["jobs"].values()
     promised = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text("pyproject.toml"))
@@ -83,6 +90,13 @@ def test_what_is_packed_is_there():
     names = re.findall(r'"/(\S+?)"', packed[1])
     assert {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"} <= set(names)
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_contributors_are_told_of_each_folder_and_of_no_other():
+    named = re.findall(r"(?m)^\| `([a-z_/]+)/` \|", text("CONTRIBUTING.md"))
+    package = Path(zae_engine.__file__).parent
+    there = {path.parent.relative_to(package).as_posix() for path in package.rglob("*/__init__.py")}
+    assert sorted(named) == sorted(there)
 
 
 def write_down(root):

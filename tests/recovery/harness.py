@@ -172,7 +172,7 @@ class Command:
     def log(self) -> str:
         """What the processes have written, of all starts."""
         logs = sorted(self.folder.glob("log-*"))
-        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-4000:]}" for path in logs)
+        return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-20_000:]}" for path in logs)
 
 
 def where_of(folder: Path, rank: int) -> tuple[str, int, int]:

@@ -1,6 +1,8 @@
-"""What holds for all tests: one thread, which of them may start processes, and how many run at once."""
+"""What holds for all tests: one thread, which of them may start processes, how many run at once, and where."""
 
+import gc
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -37,7 +39,7 @@ def _one_thread():
 class Starts:
     """Refuses the start of a process in a test that has not asked for the fixture ``starts_processes``."""
 
-    allowed = True  # between the tests, and while session fixtures are made
+    allowed = True  # between the tests
 
     def __call__(self, event: str, arguments: tuple) -> None:
         if self.allowed or event not in STARTS or (event == "subprocess.Popen" and arguments[0] == "git"):
@@ -56,11 +58,15 @@ def starts_processes():
     """For whoever starts processes; the marker ``process`` comes from it."""
 
 
-@pytest.fixture(autouse=True)
-def _starts_no_process(request):
-    STARTED.allowed = "starts_processes" in request.fixturenames
-    yield
-    STARTED.allowed = True
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the fixtures of a module or of the session, too
+def pytest_runtest_protocol(item, nextitem):
+    STARTED.allowed = "starts_processes" in item.fixturenames
+    try:
+        return (yield)
+    finally:
+        STARTED.allowed = True
+        if nextitem is None or nextitem.path != item.path:
+            KEPT.keep()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for its groups
@@ -87,3 +93,45 @@ def pytest_xdist_auto_num_workers(config):
     named = any(Path(word.split("::")[0]).suffix == ".py" for word in config.args)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if named or cores == 1 else min(cores, MOST_AT_ONCE)
+
+
+# ---------------------------------------------------------------------- what collections of garbage need not look at
+
+
+class Kept:
+    """What imported modules hold stays; a collection that looks at all of it takes longer than most tests."""
+
+    modules = 0
+    enough = 100  # modules
+
+    def keep(self):
+        if len(sys.modules) >= self.modules + self.enough:
+            self.modules = len(sys.modules)
+            gc.collect()
+            gc.freeze()
+
+
+KEPT = Kept()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    KEPT.keep()
+
+
+# ---------------------------------------------------------------------- where their files are
+
+MEMORY = Path("/dev/shm")
+ROOM = 2**31  # bytes; far more than all tests together write
+
+
+def pytest_sessionstart(session):
+    """In memory, where there is room and nothing else was asked for: a disk waits longer than most tests compute."""
+    if session.config.option.basetemp or {"TMPDIR", "PYTEST_DEBUG_TEMPROOT"} & os.environ.keys():
+        return
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM and not _refuses_programs(MEMORY):
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+
+
+def _refuses_programs(folder):
+    return os.statvfs(folder).f_flag & os.ST_NOEXEC

@@ -42,7 +42,6 @@ from zae_engine.logs.figures import figures_of
 from zae_engine.logs.history_file import HistoryFile, read_history
 from zae_engine.logs.merging import records_of, resumes_in
 from zae_engine.logs.outcome import is_held
-from zae_engine.logs.picture import panels_of
 from zae_engine.logs.reading import Run, RunFolderError, read_run
 from zae_engine.logs.report import render
 from zae_engine.logs.runs import list_runs
@@ -235,6 +234,8 @@ class Fuzz:
         return [*readers, lambda: export(self.run, "csv", {}), lambda: sync(self.run)]
 
     def _read_run(self) -> None:
+        from zae_engine.logs.picture import panels_of  # it imports matplotlib
+
         run = read_run(self.run)
         summary_lines(summarize(run))
         table_of([settings_of(run), environment_of(run)])

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.sharded import load_sharded, save_sharded, whole_model
@@ -51,6 +49,9 @@ def build(kind: str, seed: int = 0):
     model = Odd(seed)
     if torch.distributed.is_initialized():
         world = torch.distributed.get_world_size()
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("copies", "parts"))
         mesh = mesh if kind == "copies" else init_device_mesh("cpu", (world,))
         fully_shard(model.low, mesh=mesh)

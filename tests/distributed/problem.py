@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests import helpers
 from zae_engine import Trainer
 
 EPOCHS, BATCH = 2, 32
@@ -16,9 +16,9 @@ EPOCHS, BATCH = 2, 32
 
 @functools.cache
 def digits(samples: int = 1797, dtype: torch.dtype = torch.float32) -> TensorDataset:
-    found = load_digits()
-    x = torch.tensor(found.data[:samples], dtype=dtype) / 16
-    return TensorDataset(x, torch.tensor(found.target[:samples]), torch.arange(samples))
+    points, targets = helpers.digits()
+    x = torch.tensor(points[:samples], dtype=dtype) / 16
+    return TensorDataset(x, torch.tensor(targets[:samples]), torch.arange(samples))
 
 
 def model(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:

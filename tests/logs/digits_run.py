@@ -7,11 +7,10 @@ import signal
 import sys
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.helpers import MLPTrainer
+from tests.helpers import MLPTrainer, digits
 from zae_engine.trainer.addons import StateManagerAddon
 
 
@@ -27,8 +26,8 @@ class DigitsTrainer(MLPTrainer):
 
 
 def train(folder, kill_at=0, epochs=3):
-    digits = load_digits()
-    data = TensorDataset(torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target))
+    points, targets = digits()
+    data = TensorDataset(torch.tensor(points, dtype=torch.float32) / 16, torch.tensor(targets))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

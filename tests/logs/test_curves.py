@@ -49,7 +49,12 @@ def curves(figure, panel=0):
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def trained(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def killed(starts_processes, tmp_path_factory):
     """A run that was killed in the middle of its 12th step, and went on."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     command = [sys.executable, "-m", "tests.logs.digits_run", str(folder), "12"]
@@ -57,7 +62,6 @@ def killed(tmp_path_factory):
     return train(folder)
 
 
-@pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_killed_is_drawn_whole(killed):
     drawn = figure(killed.save_path)
     assert titles(drawn) == ["loss", "acc", "gradient norm", "learning rate"]
@@ -71,22 +75,22 @@ def test_a_run_that_was_killed_is_drawn_whole(killed):
     assert [axis.get_xlabel() for axis in drawn.axes] == ["", "", *["step (10 an epoch)"] * 2]
 
 
-def test_the_picture_of_the_rows_has_the_same_panels(killed):
-    drawn = killed.history.plot()
-    assert titles(drawn) == titles(figure(killed.save_path))
-    assert curves(drawn)["train"].get_ydata().tolist() == killed.history.column("train_loss")
+def test_the_picture_of_the_rows_has_the_same_panels(trained):
+    drawn = trained.history.plot()
+    assert titles(drawn) == titles(figure(trained.save_path))
+    assert curves(drawn)["train"].get_ydata().tolist() == trained.history.column("train_loss")
 
 
-def test_a_picture_is_there_whole_or_not_at_all(killed, tmp_path):
-    before = set(killed.save_path.iterdir())
-    assert draw_curves(killed.save_path) == killed.save_path / "curves.png"
-    assert (killed.save_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert set(killed.save_path.iterdir()) - before <= {killed.save_path / "curves.png"}
-    draw_curves(killed.save_path, tmp_path / "curves.svg")
+def test_a_picture_is_there_whole_or_not_at_all(trained, tmp_path):
+    before = set(trained.save_path.iterdir())
+    assert draw_curves(trained.save_path) == trained.save_path / "curves.png"
+    assert (trained.save_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert set(trained.save_path.iterdir()) - before <= {trained.save_path / "curves.png"}
+    draw_curves(trained.save_path, tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     kept = (tmp_path / "curves.svg").read_bytes()
     with pytest.raises(ValueError, match="is not supported"):
-        draw_curves(killed.save_path, tmp_path / "curves.nothing")
+        draw_curves(trained.save_path, tmp_path / "curves.nothing")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.svg"]
     assert (tmp_path / "curves.svg").read_bytes() == kept
 
@@ -96,11 +100,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         draw_curves(tmp_path)
 
 
-def test_a_thread_can_draw_while_the_main_thread_draws(killed, tmp_path):
+def test_a_thread_can_draw_while_the_main_thread_draws(trained, tmp_path):
     paths = [tmp_path / f"{name}.png" for name in ("one", "other")]
-    thread = threading.Thread(target=draw_curves, args=(killed.save_path, paths[0]))
+    thread = threading.Thread(target=draw_curves, args=(trained.save_path, paths[0]))
     thread.start()
-    draw_curves(killed.save_path, paths[1])
+    draw_curves(trained.save_path, paths[1])
     thread.join()
     assert paths[0].read_bytes() == paths[1].read_bytes()
 

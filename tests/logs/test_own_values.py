@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.helpers import PlainTrainer, loader, make
@@ -243,6 +242,8 @@ def test_what_an_inference_or_a_rehearsal_computes_is_no_value_of_the_run(tmp_pa
 
 
 def pictures():
+    from matplotlib.figure import Figure
+
     figure = Figure()
     figure.subplots().plot([1, 2, 3])
     return {

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -16,7 +17,7 @@ from zae_engine.logs.curves import draw_curves
 from zae_engine.logs.reading import read_run
 from zae_engine.logs.report import names_of, render, write_report
 
-pytest.importorskip("plotly", reason="a report needs plotly")
+pytestmark = pytest.mark.skipif(find_spec("plotly") is None, reason="a report needs plotly")
 
 DRAWN = """[...document.querySelectorAll(".plot")].map(plot =>
   plot.matches(".js-plotly-plot") && plot.querySelectorAll("svg.main-svg .scatterlayer path.js-line").length > 0)"""

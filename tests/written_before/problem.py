@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.classification import MulticlassAccuracy
 
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import (
@@ -186,12 +185,18 @@ def build(form: Form, folder: Path, **options: Any) -> Task:
         module[0].requires_grad_(False)
     optimizer = form.optimizer(module)
     scheduler = form.scheduler(optimizer) if form.scheduler else None
-    metrics = {"acc": MulticlassAccuracy(3, average="micro")} if form.metrics else None
+    metrics = {"acc": _accuracy()} if form.metrics else None
     options = {"save_path": folder, "metrics": metrics, "device": "cpu", "log_bar": False, "seed": 5} | {
         **form.options,
         **options,
     }
     return form.kind.add_on(*form.add_ons)(module, optimizer=optimizer, scheduler=scheduler, **options)
+
+
+def _accuracy() -> Any:
+    from torchmetrics.classification import MulticlassAccuracy  # whose import takes a second
+
+    return MulticlassAccuracy(3, average="micro")
 
 
 def run(trainer: Task, form: Form, limits: Mapping[str, Any] | None = None, **options: Any) -> Task:

@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -12,9 +13,10 @@ from zae_engine.logs.feed import close
 from zae_engine.logs.loggers.mlflow_logger import MLflowLogger
 from zae_engine.trainer.addons import MLflowLoggerAddon
 
-pytest.importorskip("mlflow")
-pytest.importorskip("alembic")
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own code
+pytestmark = [
+    pytest.mark.skipif(not (find_spec("mlflow") and find_spec("alembic")), reason="needs mlflow and alembic"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow's own code
+]
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.logs.logging_helpers import (
 )
 from zae_engine.logs.loggers.tensorboard_logger import TensorBoardLogger
 
-pytest.importorskip("tensorboard")
+pytestmark = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
 
 
 def read(folder):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,21 @@ from zae_engine.logs.loggers.wandb_logger import WandBLogger, valid
 from zae_engine.trainer.addons import WandBLoggerAddon
 from zae_engine.trainer.records.images import png
 
-pytestmark = pytest.mark.usefixtures("starts_processes")
-
-wandb = pytest.importorskip("wandb")
-unauthenticate_session = pytest.importorskip("wandb.sdk.lib.wbauth").unauthenticate_session
+pytestmark = [
+    pytest.mark.usefixtures("starts_processes"),
+    pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed"),
+]
 
 CONFIG = {"settings": {"lr": 0.1}, "launch": {"num_processes": 2}, "git": "0123abc"}
 KEY = "0123456789" * 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _end_of_the_service():
+def _the_client():
+    """Its import takes half a second, for which other tests need not wait; its service ends with these."""
+    global wandb
+    import wandb
+
     yield
     wandb.teardown()
 
@@ -49,7 +54,7 @@ def _nobody(monkeypatch, tmp_path):
     for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
     yield
-    unauthenticate_session()  # wandb remembers a key that it has used
+    wandb.sdk.lib.wbauth.unauthenticate_session()  # wandb remembers a key that it has used
 
 
 def info(folder, **values):

@@ -18,8 +18,6 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from tests.helpers import data, loader, mlp
 from tests.trainer.addons.resumed import Drawing, assert_resumes, build
@@ -291,6 +289,9 @@ class Measured(Drawing):
 
 
 def test_from_any_step_with_torchmetrics(tmp_path, steps):
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+
     def script(folder):
         metrics = {
             "acc": MulticlassAccuracy(3),

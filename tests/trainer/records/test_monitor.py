@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-import torchmetrics
 from safetensors.torch import load_file
 
 from tests.helpers import MLPTrainer, PlainTrainer, assert_equal, loader, make, weights
@@ -123,28 +122,34 @@ def test_a_direction_is_inferred_from_the_name(split):
     assert history.best("train_acc")["train_acc"] == max(history.column("train_acc"))
 
 
-class Odd(torchmetrics.MeanMetric):
+def odd():
     """A metric whose name tells nothing, while it does."""
+    from torchmetrics import MeanMetric
 
-    higher_is_better = True
+    class Odd(MeanMetric):
+        higher_is_better = True
 
-    def update(self, output, target):
-        super().update(output.mean())
+        def update(self, output, target):
+            super().update(output.mean())
+
+    return Odd()
 
 
-@pytest.mark.parametrize(
-    ("metrics", "monitor"),
-    [({"q": Odd()}, "q"), ({"q": Odd()}, "test_q"), ({"m": torchmetrics.MetricCollection({"q": Odd()})}, "m_q"),
-     ({"loss": Odd()}, "night_loss")],
-)  # fmt: skip
-def test_a_metric_object_tells_its_direction(metrics, monitor):
-    assert make(MLPTrainer, metrics=metrics, monitor=monitor).monitor_mode == "max"
+@pytest.mark.parametrize(("name", "monitor"), [("q", "q"), ("q", "test_q"), ("loss", "night_loss")])
+def test_a_metric_object_tells_its_direction(name, monitor):
+    assert make(MLPTrainer, metrics={name: odd()}, monitor=monitor).monitor_mode == "max"
+
+
+def test_a_metric_in_a_collection_tells_its_direction():
+    from torchmetrics import MetricCollection
+
+    assert make(MLPTrainer, metrics={"m": MetricCollection({"q": odd()})}, monitor="m_q").monitor_mode == "max"
 
 
 def test_a_loss_named_after_a_metric_is_not_taken_for_it():
     with pytest.raises(ValueError, match="'loss_q' is better cannot be told from its name"):
-        make(MLPTrainer, metrics={"q": Odd()}, monitor="loss_q")
-    assert make(MLPTrainer, metrics={"acc": Odd()}, monitor="error_acc", monitor_mode="min").monitor_mode == "min"
+        make(MLPTrainer, metrics={"q": odd()}, monitor="loss_q")
+    assert make(MLPTrainer, metrics={"acc": odd()}, monitor="error_acc", monitor_mode="min").monitor_mode == "min"
 
 
 @pytest.mark.filterwarnings("ignore:valid_loader of this run gave no batch")

@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
-from torchmetrics.retrieval import RetrievalMAP
 
 from tests.helpers import MLPTrainer, PlainTrainer, loader, make, mlp
 from zae_engine.trainer.compose import AddOnBase
@@ -30,7 +27,15 @@ class Tasks(Plain):
 
 
 def accuracy():
+    from torchmetrics.classification import MulticlassAccuracy
+
     return MulticlassAccuracy(3, average="micro")
+
+
+def mean():
+    from torchmetrics import MeanMetric
+
+    return MeanMetric()
 
 
 def by_hand(trainer, name="train_acc"):
@@ -61,6 +66,10 @@ def test_a_metric_gets_what_is_named(route, parts):
 
 
 def test_one_value_three_values_and_a_collection():
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassF1Score
+    from torchmetrics.retrieval import RetrievalMAP
+
     class Retrieved(Tasks):
         def train_step(self, batch):
             values = super().train_step(batch)
@@ -70,7 +79,7 @@ def test_one_value_three_values_and_a_collection():
         test_step = train_step
 
     metrics = {
-        "score": (MeanMetric(), "score"),
+        "score": (mean(), "score"),
         "map": (RetrievalMAP(), {"preds": "first", "target": "hit", "indexes": "query"}),
         "both": (MetricCollection({"acc": accuracy(), "f1": MulticlassF1Score(3)}), "logits", "labels"),
     }
@@ -119,12 +128,10 @@ def test_what_a_metric_does_not_take_is_told_at_the_first_batch(kind, route, err
     assert trainer.progress_checker.get_step() == 1
 
 
-@pytest.mark.parametrize(
-    "given", [(accuracy(), 3), (accuracy(), {"preds": 3}), (accuracy(), "logits", {"target": "labels"})]
-)
-def test_a_route_that_is_none_is_refused_when_the_trainer_is_made(given):
+@pytest.mark.parametrize("route", [(3,), ({"preds": 3},), ("logits", {"target": "labels"})])
+def test_a_route_that_is_none_is_refused_when_the_trainer_is_made(route):
     with pytest.raises(TypeError, match=r"metrics\['acc'\] has .* behind its metric; give the metric alone"):
-        make(Tasks, metrics={"acc": given})
+        make(Tasks, metrics={"acc": (accuracy(), *route)})
     with pytest.raises(TypeError, match=r"metrics\['acc'\]=\('logits', 'labels'\) is no metric; it has no update"):
         make(Tasks, metrics={"acc": ("logits", "labels")})
 
@@ -133,7 +140,7 @@ def test_a_route_that_is_none_is_refused_when_the_trainer_is_made(given):
 
 
 def test_what_metrics_have_taken_is_not_kept():
-    trainer = make(Tasks, metrics={"acc": (accuracy(), "output.cls", "labels"), "score": (MeanMetric(), "score")})
+    trainer = make(Tasks, metrics={"acc": (accuracy(), "output.cls", "labels"), "score": (mean(), "score")})
     trainer.run(2, loader(), loader(20))
     assert sorted(trainer.log_train) == ["logits", "loss", "num_items", "score", "target"]
     for log in (trainer.log_train, trainer.log_test):
@@ -221,7 +228,7 @@ def test_a_graph_in_a_nest_is_not_kept():
 def test_metrics_that_are_assigned_bring_their_routes():
     trainer = make(Tasks, metrics={"acc": (accuracy(), "logits", "labels")})
     trainer.run(1, loader())
-    trainer.metrics = {**trainer.metrics, "score": (MeanMetric(), "score")}  # the first keeps what it takes
+    trainer.metrics = {**trainer.metrics, "score": (mean(), "score")}  # the first keeps what it takes
     row = trainer.run(1, loader())[-1]
     assert {"train_acc", "train_score"} <= row.keys()
     trainer.metrics = {"acc": (accuracy(), "output.cls", "target.cls")}

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from torchmetrics.classification import MulticlassAccuracy
 
 from tests.helpers import MLPTrainer, PlainTrainer, assert_equal, data, loader, make, mlp, sgd, weights
 from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
@@ -88,6 +87,8 @@ class Kept(PlainTrainer):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sound_run_is_exact_across_epochs_and_validations(workers):
+    from torchmetrics.classification import MulticlassAccuracy
+
     model = network(nn.BatchNorm1d(16), nn.Dropout(0.3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)

@@ -4,12 +4,14 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
 
 import zae_engine
 from tests.helpers import PlainTrainer, loader, make
+from zae_engine import Trainer
 from zae_engine import trainer as trainer_package
 from zae_engine.trainer import addons
 from zae_engine.trainer.compose import Seams
@@ -25,7 +27,20 @@ ROOMS = [
     ["launch"],
     ["checkpoint"],
     ["logs"],
-    ["trainer/"],
+    ["trainer/"],  # what stands in no room: words, checks, nests, limits, seams
+    ["trainer/hangs/"],
+    ["trainer/processes/"],
+    ["trainer/data/", "trainer/console/"],
+    ["trainer/records/"],
+    ["trainer/step/"],
+    ["trainer/loop/"],
+    ["trainer/console/banner"],
+    ["trainer/journal/"],
+    ["trainer/resume/"],
+    ["trainer/verify/"],
+    ["trainer/options"],
+    ["trainer/calls"],
+    ["trainer/trainer"],
     ["trainer/addons/"],
     ["trainer/__init__", "trainer/_trainer"],
     ["trainer/addons/__init__", "trainer/addons/core"],
@@ -69,6 +84,78 @@ def test_no_imports_go_in_circles():
         for name in free:
             del left[name]
     assert not left, f"these import each other: {sorted(left)}"
+
+
+# ---------------------------------------------------------------------- parts, and no ancestors
+
+
+def test_the_trainer_is_small():
+    """What is its own, and not its parts': it may have 35 methods and 10 private attributes."""
+    ours = [cls for cls in Trainer.__mro__ if cls.__module__.startswith("zae_engine")]
+    kinds = (FunctionType, classmethod, staticmethod)
+    methods = {name for cls in ours for name, value in vars(cls).items() if isinstance(value, kinds)}
+    assert len(methods) <= 30, sorted(methods)
+    private = {name for cls in ours for name in (*vars(cls), *vars(cls).get("__annotations__", ()))}
+    private |= set(vars(make()))
+    private = {name for name in private - methods if name.startswith("_") and not name.startswith(("__", "_abc"))}
+    assert len(private) <= 8, sorted(private)
+
+
+class Looking(PlainTrainer):
+    def test_step(self, batch):
+        x, y = batch
+        out = self.model(x)
+        return {"loss": torch.nn.functional.cross_entropy(out, y), "output": out}
+
+
+def test_every_attribute_is_there_from_the_start():
+    trainer = make(Looking)
+    parts = {"the trainer": trainer, **{name: part for name, part in vars(trainer).items() if name.startswith("_")}}
+    before = {name: set(vars(part)) for name, part in parts.items() if hasattr(part, "__dict__")}
+    trainer.run(2, loader(), {"a": loader(), "b": loader(5)}, valid_every="3st", max_steps=10)
+    trainer.inference(loader())
+    trainer.verify(loader())
+    trainer.apply_weights()
+    assert {name: set(vars(parts[name])) for name in before} == before
+
+
+def parameters(function):
+    return [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trainer_is_given_by_its_type(name):
+    for node in ast.walk(ast.parse(NAMES[name].read_text(encoding="utf-8"))):
+        for each in parameters(node) if isinstance(node, (ast.FunctionDef, ast.Lambda)) else ():
+            kind = ast.unparse(each.annotation) if each.annotation else "self"
+            assert each.arg != "trainer" or kind != "Any", f"{name}, line {node.lineno}"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(tree):
+    """What a module has for itself: its own private attributes, methods, functions and classes."""
+    nodes = list(ast.walk(tree))
+    names = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return set(filter(is_private, names))
+
+
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in NAMES.items()}
+PRIVATE = {name: private_names(tree) for name, tree in TREES.items()}
+# Names that torch, the standard library or a client has, too, and which are meant there.
+OF_OTHERS = {"_buffers", "_parameters", "_replace", "_iterator", "_id"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_reaches_for_what_another_object_keeps_to_itself(name):
+    others = set().union(*(own for other, own in PRIVATE.items() if other != name)) - OF_OTHERS
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Attribute) and node.attr in others - PRIVATE[name]:
+            assert getattr(node.value, "id", "") in ("self", "cls"), ast.unparse(node)
 
 
 def test_compose_knows_no_torch_and_checkpoint_no_trainer():

@@ -130,12 +130,12 @@ def _stand(trainer: Any, seconds: float) -> None:
     """Let the clocks of the log's interval and of the picture stand for so long."""
     if trainer._logging is not None:
         trainer._logging._last += seconds
-        trainer._run_log.afterwards._due += seconds
+        trainer._journal.readers._due += seconds
 
 
 def _watch(trainer: Any, began: float, facts: dict[str, Any]) -> list[threading.Thread]:
     """Note when every client has started."""
-    feeds = trainer._run_log.afterwards.feeds
+    feeds = trainer._journal.readers.feeds
     facts["start"] = {}
 
     def note(name: str) -> None:

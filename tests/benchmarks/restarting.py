@@ -31,7 +31,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import StateManagerAddon
 from zae_engine.trainer.data.layout import ids_hash
-from zae_engine.trainer.resume.checkpointer import Keeper
+from zae_engine.trainer.journal.journal import Journal
+from zae_engine.trainer.resume.checkpointer import Checkpointer
+from zae_engine.trainer.resume.finder import Finder
+from zae_engine.trainer.resume.position import go_to, position_of
 
 from . import blocks
 from .output import discarded
@@ -84,23 +87,23 @@ class OneStep(Trainer):
     test_step = train_step
 
 
-class TimedKeeper:
+class TimedParts:
     """Inside, the times of the parts of taking a run up are summed by name."""
 
-    parts = (("verifying", "find"), ("loading", "load"), ("history", "_open"))
+    parts = (("verifying", Finder, "find"), ("loading", Checkpointer, "load"), ("history", Journal, "_open"))
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def __enter__(self) -> TimedKeeper:
-        self._own = {name: getattr(Keeper, name) for _, name in self.parts}
-        for part, name in self.parts:
-            setattr(Keeper, name, self._timed(part, self._own[name]))
+    def __enter__(self) -> TimedParts:
+        self._own = [(cls, name, getattr(cls, name)) for _, cls, name in self.parts]
+        for (part, _, _), (cls, name, method) in zip(self.parts, self._own, strict=True):
+            setattr(cls, name, self._timed(part, method))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name, method in self._own.items():
-            setattr(Keeper, name, method)
+        for cls, name, method in self._own:
+            setattr(cls, name, method)
 
     def _timed(self, part: str, method: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -150,13 +153,14 @@ def make_checkpoint(folder: Path, position: int, batches: int, shuffled: bool) -
     trainer, loader = make_trainer(folder, position), make_loader(batches, shuffled)
     series = {"places": array("q", range(done)), "values": losses, "weights": array("d", [float(BATCH_SIZE)]) * done}
     log = {"batches": done, "scalars": {"loss": {**series, "kind": "torch.float32"}}, "other": {}}
-    part = {"log": log, "measures": trainer._measures["train"].state()}
+    part = {"log": log, "measures": trainer._recorder.measures["train"].state()}
     ids = ids_hash([ids_of(batches, shuffled, done - 1)])
     generators = [torch.Generator().manual_seed(SEED).get_state()] if shuffled else []
     midway = {"midway": True, "batch": done, "ids": ids, "paused": True, "generators": generators}
     trainer.progress_checker.init_state(position, 1)
-    trainer._go_to({**trainer._position(), **midway}, [part], None)
-    trainer._keeper._after = done
+    recorder = trainer._recorder
+    position = position_of(trainer, recorder, None)
+    trainer._checkpointer._loaded = go_to(recorder, {**position, **midway}, [part], None)
     with discarded("terminal"), suppress(BrokenOffError):
         trainer.run(1, loader)
 
@@ -165,14 +169,14 @@ def restart(folder: Path, position: int, batches: int, shuffled: bool) -> dict[s
     """Take the run up, and return the seconds of each part."""
     trainer, loader = make_trainer(folder, position), make_loader(batches, shuffled)
     gc.collect()
-    with discarded("terminal"), TimedKeeper() as keeper, suppress(BrokenOffError):
+    with discarded("terminal"), TimedParts() as timed, suppress(BrokenOffError):
         begin = perf_counter()
         trainer.run(1, loader, resume="auto")
     if trainer.progress_checker.get_step() != position + 2:
         raise RuntimeError(f"it is at step {trainer.progress_checker.get_step():,}, not {position + 2:,}")
     epoch, step, end = trainer.began
     asked = loader.dataset.asked  # type: ignore[attr-defined]  # of Lazy
-    parts = {**keeper.seconds, "order": asked - epoch, "first batch": step - asked, "step": end - step}
+    parts = {**timed.seconds, "order": asked - epoch, "first batch": step - asked, "step": end - step}
     return {**parts, "rest": end - begin - sum(parts.values()), "all": end - begin}
 
 

@@ -163,7 +163,7 @@ def run(case: Case, way: str, saves: int, folder: Path, found: Pauses) -> None:
         trainer = kind(model, **options)
         trainer.stamps, trainer.ahead, trainer.after = [], nothing, nothing
         if "checkpoint" in way:
-            trainer.ahead = lambda: trainer._keeper._saver.wait()
+            trainer.ahead = lambda: trainer._checkpointer._saver.wait()
         else:
             folder.mkdir(exist_ok=True)
             trainer.after = partial(save_plainly, model, optimizer, folder / "plain.pt", "flushed" in way)

@@ -366,7 +366,7 @@ class Stopping(Digits):
     def logging(self, step_dict):
         super().logging(step_dict)
         time.sleep(0.01)
-        if self.progress_checker.get_step() == 5 and self._processes.count - 1 == RANK:
+        if self.progress_checker.get_step() == 5 and self._place.processes.count - 1 == RANK:
             self.stop("enough")
 
 
@@ -385,7 +385,7 @@ def stopped_by_clock() -> dict:
 class Diverging(Digits):
     def train_step(self, batch):
         values = super().train_step(batch)
-        bad = self.progress_checker.get_step() >= 5 and self._processes.count - 1 == RANK
+        bad = self.progress_checker.get_step() >= 5 and self._place.processes.count - 1 == RANK
         return {**values, "loss": values["loss"] * (float("nan") if bad else 1.0)}
 
 
@@ -444,9 +444,9 @@ def refused(kind: str) -> dict:
         elif kind == "shards":
             trainer_for(shards=3 * world + 1 if world > 1 else 0)
         elif kind == "on-first":  # an error of any kind, with what cannot be pickled
-            trainer_for()._processes.on_first(lambda: os.listdir("/nowhere/at/all"))
+            trainer_for()._place.processes.on_first(lambda: os.listdir("/nowhere/at/all"))
         elif kind == "on-first-own":
-            trainer_for()._processes.on_first(unpicklable)
+            trainer_for()._place.processes.on_first(unpicklable)
         elif kind == "split":
             trainer = trainer_for()
             torch.manual_seed(RANK)  # as in a script that seeds nothing
@@ -656,7 +656,7 @@ class Alone(Digits):
 
     def optimize(self, window):
         super().optimize(window)
-        if self._processes.count - 1 == RANK and self.progress_checker.get_step() == 9:
+        if self._place.processes.count - 1 == RANK and self.progress_checker.get_step() == 9:
             self.model[2].bias.data[3] += 1e-3
 
 
@@ -746,7 +746,7 @@ def files(folder: str) -> dict:
     """Every process calls the same methods; only one of them writes."""
     trainer = trainer_for(seed=None)
     trainer.run(2, loader(203), loader(40))
-    path = os.path.join(folder, f"weights-{trainer._processes.count}.safetensors")
+    path = os.path.join(folder, f"weights-{trainer._place.processes.count}.safetensors")
     trainer.save_model(path)
     trainer.apply_weights(path)
     trainer.apply_weights()
@@ -767,9 +767,9 @@ def own_values(folder: str) -> dict:
     trainer.run(1, loader(203))
     if RANK == 0:
         trainer.log({"final": 1.0})
-    trainer._processes.wait()
+    trainer._place.processes.wait()
     lines = [line for line in read_history(f"{folder}/own") if line["kind"] == "logged"]
-    return {"logged": [(line["step"], line["values"]) for line in lines], "kept": bool(trainer._own)}
+    return {"logged": [(line["step"], line["values"]) for line in lines], "kept": bool(trainer._recorder.own)}
 
 
 def other_weights(sharded_too: bool) -> dict:

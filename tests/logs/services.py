@@ -141,7 +141,7 @@ def end_all():
 
 def attach(trainer, *feeds):
     """Give a trainer with a run folder further loggers."""
-    trainer._run_log.afterwards.feeds |= {feed.name: feed for feed in feeds}
+    trainer._journal.readers.feeds |= {feed.name: feed for feed in feeds}
     return trainer
 
 

@@ -123,7 +123,7 @@ class Syncing(PlainTrainer):
 
 def test_a_run_that_goes_on_is_refused(tmp_path):
     trainer = attach(make(Syncing.add_on(StateManagerAddon), save_path=tmp_path), feed_of(Service()))
-    trainer._run_log.folder.joinpath("loggers").mkdir(parents=True)
+    trainer._journal.folder.joinpath("loggers").mkdir(parents=True)
     Cursor("service").save(tmp_path)
     trainer.run(1, loader())
 

@@ -98,7 +98,7 @@ def train(folder, *feeds, epochs=2, **options):
 
 
 def ended(trainer, patience=20.0):
-    close(trainer._run_log.afterwards.feeds.values(), "done", patience)
+    close(trainer._journal.readers.feeds.values(), "done", patience)
     return trainer
 
 

@@ -91,7 +91,7 @@ def trained(folder, service, *calls, kind=Telling, **options):
 
 
 def ended(trainer):
-    close(trainer._run_log.afterwards.feeds.values(), "done", 20.0)
+    close(trainer._journal.readers.feeds.values(), "done", 20.0)
 
 
 def column(records, name):
@@ -235,7 +235,7 @@ def test_what_an_inference_or_a_rehearsal_computes_is_no_value_of_the_run(tmp_pa
     trainer.inference(loader())
     assert trainer.verify(loader())
     assert len(read_history(tmp_path)) == before
-    assert not trainer._own
+    assert not trainer._recorder.own
 
 
 # ---------------------------------------------------------------------- pictures and texts
@@ -280,7 +280,7 @@ def test_a_logger_without_a_place_for_them_says_so_once(tmp_path, capsys):
         trainer.run(1, loader())
         trainer.log({"picture": np.zeros((2, 2)), "number": 1.0})
     trainer.close_loggers()
-    trainer._run_log._report()
+    trainer._journal.report()
     assert (
         capsys.readouterr().err.count("csv: it keeps no pictures; those that the run logs are in the run's folder") == 1
     )
@@ -428,7 +428,7 @@ def test_without_a_folder_nothing_is_kept():
     trainer = make(Telling)
     trainer.run(2, loader(), loader(20))
     trainer.log({"x": 1.0, "picture": np.zeros((2, 2))})
-    assert not trainer._own
+    assert not trainer._recorder.own
 
 
 # ---------------------------------------------------------------------- rows that loggers have missed

@@ -52,13 +52,13 @@ def test_a_group_added_in_the_middle_of_a_run_is_cleared_and_clipped():
             if self.progress_checker.get_step() == 3:
                 self.optimizer.add_param_group({"params": list(self.model[0].parameters())})
             super().optimize(window)
-            self.norms.append(torch.cat([p.grad.flatten() for p in self._update.parameters]).norm().item())
+            self.norms.append(torch.cat([p.grad.flatten() for p in self._place.update.parameters]).norm().item())
 
     model = mlp()
     trainer = make(Unfreezing, model=model, optimizer=sgd(model[3]), gradient_clip=0.01)
     trainer.norms = []
     trainer.run(2, loader())
-    assert trainer._update.parameters[0] is model[0].weight
+    assert trainer._place.update.parameters[0] is model[0].weight
     assert trainer.norms == pytest.approx([0.01] * 12, rel=1e-3)
 
 
@@ -301,7 +301,7 @@ def test_a_deep_copy_trains_by_itself():
     other.run(1, loader())
     assert_equal(weights(trainer.model), before)
     assert len(other.history) == 2
-    assert other.log_train._noticed() == other._not_finite
+    assert other.log_train._noticed().__self__ is other._recorder
 
 
 def test_an_override_of_optimize_may_do_its_own_step():
@@ -609,7 +609,7 @@ def test_parameters_added_to_a_group_are_cleared_too():
             if self.progress_checker.get_step() == 2:
                 self.optimizer.param_groups[0]["params"].append(self.model[3].weight)
             super().optimize(window)
-            self.in_list = self.model[3].weight in set(self._update.parameters)
+            self.in_list = self.model[3].weight in set(self._place.update.parameters)
 
     model = mlp()
     trainer = make(Growing, model=model, optimizer=sgd(model[0]))

@@ -19,6 +19,7 @@ from .nests import is_scalar
 
 T = TypeVar("T")
 MODES = ("train", "test")
+CORRECT_LENGTH = "correct its __len__, which bars and schedules count by"
 
 
 def shortly(value: Any) -> str:
@@ -62,7 +63,7 @@ def check_parts(model: Any, mode: str, optimizer: Any, scheduler: Any, on_batch:
     check_scheduler(scheduler, optimizer, on_batch)
 
 
-def check_steps(trainer: Any, trains: bool, tests: bool) -> None:
+def check_steps(trainer: Seams, trains: bool, tests: bool) -> None:
     """Refuse a trainer without the step that is needed, and a step that cannot be called with a batch alone."""
     for name, needed in (("train_step", trains), ("test_step", tests)):
         step = getattr(trainer, name)
@@ -79,7 +80,7 @@ def to_be_written(step: T) -> T:
     return step
 
 
-def missing_step(trainer: Any, name: str) -> TypeError:
+def missing_step(trainer: Seams, name: str) -> TypeError:
     """What to say when there is no such step."""
     way = "write train_step(self, batch), which returns {'loss': loss}"
     if name == "test_step":
@@ -93,7 +94,7 @@ _METRICS = "metric_on_epoch_end"
 _METRICS_INSTEAD = f"{_METRICS}(self) (self.log_train and self.log_test hold what the steps returned)"
 
 
-def _check_signature(trainer: Any, name: str, method: Any, given: tuple[Any, ...], gets: str, instead: str) -> None:
+def _check_signature(trainer: Seams, name: str, method: Any, given: tuple[Any, ...], gets: str, instead: str) -> None:
     try:
         signature = inspect.signature(method)
     except (TypeError, ValueError):  # something callable that does not tell
@@ -215,6 +216,11 @@ def check_lasts(scheduler: Any, on_batch: bool, batches: int | None, budget: Bud
     """Refuse, before the first batch, a schedule that ends before the run does."""
     needed = budget.steps(batches) if on_batch else budget.epochs_needed(batches)
     refuse_short(scheduler, needed, "optimizer step" if on_batch else "epoch")
+
+
+def beyond(name: str, batches: int, length: int) -> str:
+    """What to say of a loader that gives more than its length."""
+    return f"{name} gives more batches than its length says: len() is {length}, and this is number {batches}"
 
 
 def check_lasts_beyond(scheduler: Any, left: float, words: str) -> None:

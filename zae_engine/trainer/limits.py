@@ -152,7 +152,7 @@ class Interval:
 
     def __init__(self, every: Duration) -> None:
         self.every = every
-        self.within_epoch = every.unit != "ep"
+        self.within_epoch, self.by_clock = every.unit != "ep", every.unit == "s"
         self._last = time.perf_counter()
 
     def at_step(self, step: int) -> bool:
@@ -161,7 +161,7 @@ class Interval:
 
     def late(self) -> bool:
         """Whether it is due by the clock."""
-        return self.every.unit == "s" and time.perf_counter() - self._last >= self.every.count
+        return self.by_clock and time.perf_counter() - self._last >= self.every.count
 
     def restart(self) -> None:
         """Count the time from now."""

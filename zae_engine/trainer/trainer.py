@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -10,26 +11,26 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import checks, hints
+from .calls import Calls
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
 from .console.banner import banner, farewell
 from .console.bar import make_bar
 from .console.values import check_show
-from .data.plan import named
 from .data.random_streams import draw_seed, streams_kept
-from .data.sampling import check_shared, set_epoch
 from .data.window import Window
-from .limits import Budget, Duration, Interval
-from .loop.pauses import Pacing
+from .limits import Duration
+from .loop.evaluator import Evaluator
+from .loop.pauses import between_steps, end_of_epoch, owes
+from .loop.session import Session
 from .nests import merge, place, snapshot
-from .processes.agreement import Agreement
 from .processes.device import Device, resolve_accumulation
 from .processes.guard import check_wait
-from .records.gather import put_together
 from .records.history import History
 from .records.metrics import check_metrics
 from .records.monitor import Monitor
+from .records.recorder import Recorder
+from .step.placement import Placement
 from .step.shards import check_shards, one_thread
-from .step.update import spreads
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +39,7 @@ T = TypeVar("T", bound="Trainer")
 Loader = Iterable[Any]
 
 
-class Trainer(Pacing):
+class Trainer(Calls):
     """Trains a model from two methods that you write, `train_step` and `test_step`.
 
     Parameters
@@ -157,23 +158,27 @@ class Trainer(Pacing):
         )
         checks.check_number("gradient_clip", gradient_clip, 0)
         self.model, self.mode, self.optimizer, self.scheduler = model, mode, optimizer, scheduler
-        self.log_bar, self.show = log_bar, check_show(show)
+        self.log_bar, self.show, self.on_nan = log_bar, check_show(show), on_nan
         self.scheduler_step_on_batch, self.gradient_clip = scheduler_step_on_batch, gradient_clip
         self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps) if shards is None else 1
         self.seed_was_given = seed is not None
         self.seed = draw_seed() if seed is None else checks.check_seed(seed)
         self.seeded_samples = self.seed_was_given if seeded_samples is None else seeded_samples
-        self.metrics, self._routes = check_metrics(metrics)
+        self.metrics, routes = check_metrics(metrics)
         self.sync_batchnorm = sync_batchnorm
         self.max_wait = check_wait(max_wait)
         self.shards = check_shards(shards, gradient_accumulation_steps, split_batches)
-        self._samples, self._batches, self._speed, self._title = 0, 0, 0.0, ""  # of the last batch and epoch
+        self.split_batches, self.kwargs_handlers = split_batches, kwargs_handlers
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
-        self.split_batches, self.kwargs_handlers = split_batches, kwargs_handlers
-        self._start_records(Monitor(monitor, monitor_mode, self.metrics), on_nan)
-        self._join(device, mixed_precision)
-        self._get_ready([Duration(1, "ep")], Duration(1, "ep"))
+        self.batch_size = self.valid_batch_size = 0
+        by = Monitor(monitor, monitor_mode, self.metrics)
+        self._place = where = Placement(self, device, mixed_precision)
+        parts = (by, on_nan, self.metrics, routes, self._keeps_lines, where.processes, where.device)
+        self._recorder = Recorder(*parts)
+        self._evaluator = Evaluator(self._place, self._recorder)
+        self._session, self._companions = None, []
+        self._place.prepare(self)
         self._made = True
 
     @classmethod
@@ -233,119 +238,112 @@ class Trainer(Pacing):
         """
         checks.check_run_options(type(self), kwargs)
         self.loader, self.valid_loader = loader, valid_loader
-        # What DeepSpeed or FSDP has prepared has parameters of its own, and was checked before.
-        kept = self._prepared_for == (self.model, self.optimizer) and spreads(self.accelerator)
+        kept = self._place.holds(self)  # it has parameters of its own, and was checked before
         parts = (self.model, "test" if kept else self.mode, None if kept else self.optimizer)
         checks.check_parts(*parts, None if kept else self.scheduler, self.scheduler_step_on_batch)
         limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
-        self._get_ready(limits, Duration.parse(valid_every, "valid_every"))
-        checks.check_steps(self, self.mode == "train", self.mode == "test" or bool(self._valid_sets))
-        checks.check_run(loader, self._valid_sets, self._budget, self._validation.within_epoch)
-        batches = self._plan(loader).batches
-        lengths = {f"the length of valid_loader {k!r}": self._plan(v).batches for k, v in self._valid_sets.items()}
-        ends = {"n_epoch": self._budget.last_epoch, "max_steps": self._budget.last_step}
-        self._refuse_different({"the loader's length": batches, "its batch_size": self.batch_size, **lengths, **ends})
-        for each in (loader, *self._valid_sets.values()):
-            check_shared(each, self._processes)
-        if self.scheduler is not None and self.mode == "train":
-            checks.check_lasts(self.scheduler, self.scheduler_step_on_batch, batches, self._budget)
-        notes = make_bar(self._shows)
-        notes.write(banner(self) if self._shows else "")
-        # Each epoch sets streams of its own; the caller's go on where they were.
-        guard = self._guard.run((loader, *self._valid_sets.values()))
-        with guard, streams_kept(self.device), one_thread(self.shards is not None and not self._moves):
-            for epoch in self._budget.epochs():
-                self._title = self._budget.title(epoch)
-                self.run_epoch(loader, **kwargs)
-                notes.write(self._end_epoch(epoch, **kwargs))
-                if self._stop_reason is not None:
-                    break
-        notes.write(farewell(self))
+        with self._within(limits, Duration.parse(valid_every, "valid_every")) as session:
+            session.check(loader)
+            notes = make_bar(session.shows)
+            notes.write(banner(session) if session.shows else "")
+            guard = self._place.guard.run((loader, *session.valid_sets.values()))
+            # Each epoch sets streams of its own; the caller's go on where they were.
+            with guard, streams_kept(self.device), one_thread(self.shards is not None and not self._place.moves):
+                for epoch in session.epochs():
+                    self.run_epoch(loader, **kwargs)
+                    notes.write(end_of_epoch(session, epoch, **kwargs))
+                    if session.call.stop_reason is not None:
+                        break
+            notes.write(farewell(session))
         return self.history
 
-    def _get_ready(self, limits: list[Duration], valid_every: Duration) -> None:
-        """Decide, before the loop, everything that the loop would else have to ask again."""
-        self._prepare()
-        self._border = self._trained
-        self._begin_comparing()
-        self._valid_sets = named(self.valid_loader)
-        training = self.mode == "train"
-        done = (self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1) if training else (0, 0)
-        self._budget = Budget(limits, *self._begun(done))
-        self._validation, self._agreement = Interval(valid_every), Agreement(self._processes, done[1])
-        self._begin_records()
-        self._continue_records()
-        self._plans = {self.mode: self._plan(self.loader)}
-        self.batch_size = self._plan(self.loader).batch_size or 0
-        self.valid_batch_size = max((self._plan(v).batch_size or 0 for v in self._valid_sets.values()), default=0)
-        self._shows = self.log_bar and self._processes.first
-        self._make_update()
+    @contextmanager
+    def _within(self, limits: list[Duration], valid_every: Duration) -> Iterator[Session]:
+        """Inside, a call of `run` goes on."""
+        before, parts = self._session, (self._place, self._recorder, self._evaluator, self._companions)
+        self._session = session = Session(self, *parts, limits, valid_every)
+        try:
+            yield session
+        finally:
+            self._session, self._recorder.batch_of = before, ""
+            self._place.guard.plans = {} if before is None else before.plans
+
+    @contextmanager
+    def _alone(self) -> Iterator[Session]:
+        """Inside, one epoch or batch is walked outside of `run`."""
+        with self._within([Duration(1, "ep")], Duration(1, "ep")) as session:
+            session.begin()
+            yield session
 
     def run_epoch(self, loader: Any, **kwargs: Any) -> None:
         """Walk `loader` once: train on it in mode 'train', evaluate in mode 'test'. Then take the epoch's metrics."""
-        training, epoch = self.mode == "train", self.progress_checker.get_epoch()
-        log, metrics = (self.log_train, self.train_metrics) if training else (self.log_test, self.test_metrics)
-        log.clear()
-        self._measures[self.mode].reset()
-        title, between = (self._title, self._pause) if training else (f"{self._title} test", self._look_up)
-        bar = make_bar(self._shows).open(title, self._plan(loader).batches, self.print_log)
-        plan = self._open_epoch(loader, epoch, bar) if training else self._plan(loader, epoch)
-        self._plans[self.mode] = plan
-        with bar, self._surroundings(training, epoch):
+        present: AbstractContextManager[Session] = nullcontext(self._session) if self._session else self._alone()
+        recorder, placement, training = self._recorder, self._place, self.mode == "train"
+        with present as session:
+            recorder.open_epoch(self.mode)
+            title = session.title if training else f"{session.title} test"
+            bar = make_bar(session.shows).open(title, session.plan(loader).batches, self.print_log)
+            epoch = recorder.counters.get_epoch()
+            plan = session.open_epoch(loader, bar) if training else session.plan(loader, epoch)
+            session.plans[self.mode] = plan
+            with bar, nullcontext() if training else self._evaluator.surroundings(self, epoch):
+                if training:
+                    session.begin_training(loader)
+                over = training and owes(session, bar, **kwargs)
+                for batch in () if over else recorder.usage.waiting(plan) if training else plan:
+                    self.run_batch(batch, **kwargs)
+                    bar.advance(session.samples)
+                    if not training:
+                        session.called_away(bar.done)
+                    elif between_steps(session, bar, **kwargs):
+                        break
+            recorder.batches, recorder.speed = bar.done, bar.speed
             if training:
-                set_epoch(loader, epoch - 1)
-            over = training and self._owes(bar, **kwargs)
-            for batch in () if over else self._spent.waiting(plan) if training else plan:
-                self.run_batch(batch, **kwargs)
-                bar.advance(self._samples)
-                if between(bar, **kwargs):
-                    break
-        self._batches, self._speed = bar.done, bar.speed
-        if training:
-            self._compare_processes()
-            self._processes.same_buffers(self.model)
-        put_together(log, self._processes, everything=self._looks_at_logs())
-        metrics.clear()
-        metrics.update(log.means())
-        metrics.update(self._numbers(self._measures[self.mode].compute() if self._batches else {}, "metrics= gave"))
-        metrics.update(self._numbers(self.metric_on_epoch_end()))
+                placement.compare(self, recorder.warn_once)
+                placement.processes.same_buffers(self.model)
+            recorder.close_epoch(self, bar.done)
 
     def run_batch(self, batch: Any, **kwargs: Any) -> None:
         """Take one batch of the plan: place it, train or evaluate on it, log what the step returned.
 
         It is the batch as the loader gave it; of several processes, each gets its share.
         """
-        self._batch_of, training = self.mode, self.mode == "train"
-        if self._moves:
+        if self._session is None:
+            with self._alone():
+                return Trainer.run_batch(self, batch, **kwargs)
+        session, recorder, training = self._session, self._recorder, self.mode == "train"
+        recorder.batch_of = self.mode
+        if self._place.moves:
             batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
-        window = (self._plans.get(self.mode) or self._plan(None)).window(batch)
+        window = (session.plans.get(self.mode) or session.plan(None)).window(batch)
         if training:
-            if self.model.training is not self._modes.root:  # put into eval() meanwhile, to sample from it, say
-                self._modes.train(self.model)
+            if self.model.training is not self._place.modes.root:  # put into eval() meanwhile, to sample from it, say
+                self._place.modes.train(self.model)
             self.optimize(window)
             if self.scheduler_step_on_batch and window.stepped and self.scheduler is not None:
                 self.scheduler.step()
         else:
-            self._evaluate(window)
-        self._samples = window.samples
+            self._evaluator.evaluate(self, window)
+        session.samples = window.samples
         if window.values:
             window.values.setdefault("num_items", window.here)
             self.logging(window.values)
-            self._measures[self.mode].update(window.values, f"{self.mode}_step")
+            recorder.measures[self.mode].update(window.values, f"{self.mode}_step")
         else:  # the batch had fewer samples than there are processes
-            (self.log_train if training else self.log_test).skip()
+            recorder.of(self.mode)[0].skip()
         if training:
-            self.progress_checker.update_step()
-        self._batch_of = ""
+            recorder.counters.update_step()
+        recorder.batch_of = ""
+        return None
 
     def optimize(self, window: Window) -> None:
         """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""
-        update, results = self._update, []
+        placement, update, results = self._place, self._place.update, []
         update.zero_grad()
         for micro in update.micros(window):
-            result = self._forward(self.train_step, micro.batch)
-            loss = checks.check_step(result, "train_step", self._unproven)
-            self._unproven = ()
+            result = placement.forward(self.train_step, micro.batch)
+            loss = checks.check_step(result, "train_step", placement.unproven)
+            placement.unproven = ()
             update.backward(loss, window.share(result.get("num_items"), micro))
             if micro.samples or not window.samples:
                 results.append({key: snapshot(value) for key, value in result.items()})

@@ -76,7 +76,7 @@ def test_every_record_is_read_back(tmp_path):
 def test_the_best_of_a_training_is_of_the_column_that_tells_it(folder, monitor, name):
     trainer = make(MLPTrainer.add_on(MLflowLoggerAddon), monitor=monitor, save_path=folder, log_every="1st")
     trainer.run(3, loader())
-    close(trainer._run_log.afterwards.feeds.values(), "done")
+    close(trainer._journal.readers.feeds.values(), "done")
     (run,) = store(folder).search_runs([e.experiment_id for e in store(folder).search_experiments()])
     assert {k: v for k, v in run.data.metrics.items() if k.startswith("best/")} == {f"best/{name}": trainer.loss_buffer}
 

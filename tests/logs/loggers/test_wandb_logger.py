@@ -169,7 +169,7 @@ def test_a_value_that_turns_out_to_tell_the_best_has_it_of_all_attempts(tmp_path
 def test_a_training_without_validation_has_the_best_of_its_metric(tmp_path):
     trainer = make(MLPTrainer.add_on(WandBLoggerAddon), monitor="acc", save_path=tmp_path, log_every="1st")
     trainer.run(3, loader())
-    close(trainer._run_log.afterwards.feeds.values(), "done")
+    close(trainer._journal.readers.feeds.values(), "done")
     said, values = summary(pieces(tmp_path)[0])["summary"], trainer.history.column("train_acc")
     assert said["train/acc"] == {"max": max(values), "last": values[-1]}
 
@@ -426,7 +426,7 @@ def test_what_a_script_does_not_commit_comes_with_the_record_of_its_step(tmp_pat
 
     trainer = make(Telling.add_on(WandBLoggerAddon), save_path=tmp_path)
     trainer.run(4, loader(), loader(11))
-    close(trainer._run_log.afterwards.feeds.values(), "done")
+    close(trainer._journal.readers.feeds.values(), "done")
     found = [row for path in pieces(tmp_path) for _, row in read_steps(path)]
     for name in ("mine", "by the module"):
         assert [(row["step"], row[name]) for row in found if name in row] == [(6, 1), (12, 2), (18, 3), (24, 4)]

@@ -18,6 +18,7 @@ from zae_engine.checkpoint.folder import committed
 from zae_engine.logs.history_file import read_history
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer.data.plan import named
 from zae_engine.trainer.data.random_streams import generators_of
 
 _CLOCKED = ("seconds", "saving", "time")
@@ -61,7 +62,7 @@ def build(
 
 def outcome(trainer: Any) -> dict[str, Any]:
     """All that a run leaves, but for clocks."""
-    sets = [trainer.loader, *trainer._valid_sets.values()]
+    sets = [trainer.loader, *named(trainer.valid_loader).values()]
     return {
         "weights": dict(trainer.model.state_dict()),
         "optimizer": trainer.optimizer.state_dict(),

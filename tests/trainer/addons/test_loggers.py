@@ -415,7 +415,7 @@ def test_tokens_are_in_no_cursor(tmp_path):
     pytest.importorskip("neptune")
     settings = {"neptune": {"api_tkn": "ANOTHER-1234", "mode": "offline", "proxies": {"http": "http://me:pw@host"}}}
     trainer = logged(NeptuneLoggerAddon, save_path=tmp_path, web_logger=settings)
-    (feed,) = trainer._run_log.afterwards.feeds.values()
+    (feed,) = trainer._journal.readers.feeds.values()
     assert feed._settings == {"mode": "offline"}
 
 

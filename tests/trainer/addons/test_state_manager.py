@@ -496,11 +496,11 @@ class Hindered(PlainTrainer):
     def train_step(self, batch):
         step, folder = self.progress_checker.get_step(), self.save_path / "checkpoints"
         if step == 3:
-            self._keeper._saver.wait()
+            self._checkpointer._saver.wait()
             folder.rename(folder.with_name("away"))
             folder.touch()
         if step == 5:
-            self._keeper._saver.wait()
+            self._checkpointer._saver.wait()
             folder.unlink()
             folder.with_name("away").rename(folder)
         return super().train_step(batch)

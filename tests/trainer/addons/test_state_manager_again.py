@@ -78,7 +78,7 @@ class Unwritable(Disturbed):
             shutil.rmtree(folder, ignore_errors=True)
             folder.write_text("no folder")
         if step == 4:
-            self._keeper._saver.wait()
+            self._checkpointer._saver.wait()
             folder.unlink()
         return super().train_step(batch)
 
@@ -316,7 +316,7 @@ class Refused(PlainTrainer):
     """Once, the history of process 0 cannot be written, when the other process has written all that it has."""
 
     def train_step(self, batch):
-        history = self._keeper._saver._history
+        history = self._checkpointer._saver._history
         if history is not None and self.progress_checker.get_step() in (4, 5):
             if history.path.is_dir():
                 history.path.rmdir()

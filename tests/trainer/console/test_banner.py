@@ -158,7 +158,7 @@ def test_waiting_for_a_client_is_no_evaluation(tmp_path):
 
     trainer = attach(make(Asking.add_on(CSVLoggerAddon), save_path=tmp_path), feed_of(Service(), Slow))
     trainer.run(1, loader(), loader(20))
-    spent = trainer._spent.now()
+    spent = trainer._recorder.usage.now()
     assert spent["logging"] > 0.8
     assert spent["evaluation"] < 0.5
     assert sum(spent.values()) <= 2 * spent["all"]

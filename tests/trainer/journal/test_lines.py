@@ -5,28 +5,38 @@ import pytest
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.logs.history_file import one_each
 from zae_engine.trainer.journal.lines import StepLines, _columns
+from zae_engine.trainer.loop.companion import Companion
 from zae_engine.trainer.records.history import Series
+
+
+class Taker(Companion):
+    """Takes lines at rest, as a journal does."""
+
+    def __init__(self, trainer):
+        super().__init__()
+        self.trainer, self.lines, self.taken = trainer, StepLines(trainer._recorder, True), []
+
+    def take(self, opened):
+        self.taken += self.lines.take(self.trainer.optimizer, self.trainer._place.processes, opened)
+
+    def at_rest(self, session):
+        if session.opened is None or session.step in self.trainer.after:
+            self.take(session.opened is not None)
 
 
 class Lined(PlainTrainer):
     """Takes lines after some of its steps; a value is there at every third only."""
 
     after: tuple[int, ...] = ()
-    _lines_wanted = True
+    _keeps_lines = True
 
     def run(self, *args, **options):
-        self.lines, self.taken = StepLines(self, True), []
+        taker = Taker(self)
+        self._companions.append(taker)
         history = super().run(*args, **options)
-        self._take(False)
+        taker.take(False)
+        self.taken = taker.taken
         return history
-
-    def _take(self, opened):
-        self.taken += self.lines.take(self, opened)
-
-    def _at_rest(self):
-        opened = self._open is not None
-        if not opened or self.progress_checker.get_step() - 1 in self.after:
-            self._take(opened)
 
     def train_step(self, batch):
         step = self.progress_checker.get_step()
@@ -63,9 +73,11 @@ def test_the_last_line_of_a_row_is_the_row(after):
 def test_nothing_is_taken_twice():
     trainer = make(Lined)
     trainer.run(1, loader())
-    again = StepLines(trainer, True)
-    assert [line["kind"] for line in again.take(trainer, False)] == ["row"]
-    assert again.take(trainer, False) == []
+    again = Taker(trainer)
+    again.take(False)
+    assert [line["kind"] for line in again.taken] == ["row"]
+    again.take(False)
+    assert len(again.taken) == 1
 
 
 @pytest.mark.parametrize("after", [(), (2,), (3, 4, 12)])

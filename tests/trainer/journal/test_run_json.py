@@ -24,7 +24,7 @@ trainer.run(2, loader(), resume="auto")
 
 def test_each_attempt_is_added(tmp_path):
     trainer = make()
-    noted = [note_attempt(tmp_path, trainer, token, ({}, {})) for token in ("a", "b")]
+    noted = [note_attempt(tmp_path, trainer, 1, token, ({}, {})) for token in ("a", "b")]
     first, second = read_run_json(tmp_path)["attempts"]
     assert noted == [first, second]
     assert (first["token"], second["token"], second["attempt"]) == ("a", "b", 2)
@@ -35,13 +35,13 @@ def test_each_attempt_is_added(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"attempts": 3}', b"\xff"])
 def test_a_damaged_file_is_begun_anew(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
-    assert note_attempt(tmp_path, make(), "a", ({}, {}))["attempt"] == 1
+    assert note_attempt(tmp_path, make(), 1, "a", ({}, {}))["attempt"] == 1
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "run.json").mkdir()
     with pytest.raises(CheckpointError, match=r"run.json' cannot be written"):
-        note_attempt(tmp_path, make(), "a", ({}, {}))
+        note_attempt(tmp_path, make(), 1, "a", ({}, {}))
 
 
 def git(folder, *words):

@@ -11,7 +11,8 @@ from zae_engine.trainer.journal.settings import circumstances_of, data_of, diffe
 
 
 def settings(**options):
-    return settings_of(make(**options))
+    trainer = make(**options)
+    return settings_of(trainer, trainer._place.modes)
 
 
 def test_the_same_twice_has_no_difference():
@@ -120,12 +121,12 @@ class Commented(PlainTrainer):
 
 
 def test_the_code_of_a_step_is_a_circumstance():
-    then, now = (circumstances_of(make(kind), {}) for kind in (PlainTrainer, Commented))
+    then, now = (circumstances_of(make(kind), 1, {}) for kind in (PlainTrainer, Commented))
     assert [line.split(":")[0] for line in differences(then, now)] == ["the code of train_step"]
 
 
 def test_options_of_the_run_that_look_secret_are_not_shown():
-    facts = circumstances_of(make(), {"n_epoch": 3, "api_key": "S3CRET"})
+    facts = circumstances_of(make(), 1, {"n_epoch": 3, "api_key": "S3CRET"})
     assert facts["n_epoch"] == "3"
     assert facts["api_key"] == "***"
 

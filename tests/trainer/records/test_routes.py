@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers import MLPTrainer, PlainTrainer, loader, make, mlp
 from zae_engine.trainer.compose import AddOnBase
-from zae_engine.trainer.loop import pauses
+from zae_engine.trainer.records import recorder
 
 
 class Plain(MLPTrainer):
@@ -203,11 +203,11 @@ def test_an_evaluation_of_its_own_is_kept():
 
 
 def test_much_that_is_kept_for_nobody_is_told_once(monkeypatch):
-    monkeypatch.setattr(pauses, "_MUCH", 45 * 3 * 4 + 45 * 8 - 1)
+    monkeypatch.setattr(recorder, "_MUCH", 45 * 3 * 4 + 45 * 8 - 1)
     with pytest.warns(UserWarning, match=r"train_step returns as 'output', 'target' was kept .* 0 MiB") as told:
         make(Plain).run(3, loader())
     assert len(told) == 1
-    monkeypatch.setattr(pauses, "_MUCH", 45 * 3 * 4 + 45 * 8)
+    monkeypatch.setattr(recorder, "_MUCH", 45 * 3 * 4 + 45 * 8)
     make(Plain).run(1, loader())  # and less is not
 
 

@@ -152,14 +152,14 @@ def test_direct_and_delegated_calls_are_equal_to_the_bit(precision, clip, monkey
     monkeypatch.setattr("zae_engine.trainer.step.update.needs_accelerate", lambda *_: True)
     trainer = make(mixed_precision=precision, gradient_clip=clip, gradient_accumulation_steps=2)
     trainer.run(2, loader())
-    assert type(trainer._update) is DelegatedUpdate
+    assert type(trainer._place.update) is DelegatedUpdate
     assert_equal(weights(trainer.model), direct)
 
 
 def test_the_direct_calls_are_chosen_on_one_cpu():
     trainer = make()
-    assert type(trainer._update) is DirectUpdate
-    assert trainer._update.optimizer is trainer.optimizer
+    assert type(trainer._place.update) is DirectUpdate
+    assert trainer._place.update.optimizer is trainer.optimizer
 
 
 class Noisy(Dataset):
@@ -255,7 +255,7 @@ class Compiled(PlainTrainer):
 
 trainer = make(Compiled, model=Encoder())
 trainer.run(1, loader(samples=16))
-print(type(trainer._prepared).__name__, trainer.compiled, next(iter(trainer.model.state_dict())))
+print(type(trainer._place.prepared).__name__, trainer.compiled, next(iter(trainer.model.state_dict())))
 """
 
 

@@ -228,8 +228,8 @@ def test_a_choice_is_told_by_its_topmost_names():
     model = Pair()
     model.student[1].eval()
     model.teacher.training = False
-    assert distilling(model)._modes.in_words(model) == "student.1, teacher (itself)"
+    assert distilling(model)._place.modes.in_words(model) == "student.1, teacher (itself)"
     model.train()
-    assert distilling(model)._modes.in_words(model) is None
+    assert distilling(model)._place.modes.in_words(model) is None
     model.training = False
-    assert distilling(model)._modes.in_words(model) == "the model (itself)"
+    assert distilling(model)._place.modes.in_words(model) == "the model (itself)"

@@ -8,7 +8,7 @@ from ...checkpoint.best import is_better, is_finite
 from ..checks import check_number
 from ..compose import AddOnBase
 from ..options import number, setting
-from ..records.monitor import Monitor
+from ..records.recorder import Recorder
 
 
 class EarlyStoppingAddon(AddOnBase):
@@ -29,7 +29,7 @@ class EarlyStoppingAddon(AddOnBase):
     >>> trainer = Stopping(model, optimizer=optimizer, patience=3)
     """
 
-    _monitor: Monitor  # the trainer's
+    _recorder: Recorder  # the trainer's
 
     patience: int = setting(number("patience", 1, whole=True))
     min_delta: float = setting(number("min_delta", 0))
@@ -41,7 +41,7 @@ class EarlyStoppingAddon(AddOnBase):
         self.patience, self.min_delta = patience, min_delta
         self._reference: float | None = None
         self._waited = 0
-        self._watched = self._monitor.watched
+        self._watched = self._recorder.best.monitor.watched
 
     def run(self, n_epoch: Any = None, loader: Any = None, valid_loader: Any = None, **options: Any) -> Any:
         """Run; called again after it has stopped, it waits anew."""
@@ -52,9 +52,10 @@ class EarlyStoppingAddon(AddOnBase):
     def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
         """Count the evaluations since the last better one, and stop when there were enough."""
         better: bool = super().check_better(cur_epoch, cur_loss)
-        if self._watched != (watched := self._monitor.watched):  # another value is looked at: it begins anew
+        monitor = self._recorder.best.monitor
+        if self._watched != (watched := monitor.watched):  # another value is looked at: it begins anew
             self._watched, self._reference, self._waited = watched, None, 0
-        if is_better(cur_loss, self._reference, self._monitor.mode, by=self.min_delta):
+        if is_better(cur_loss, self._reference, monitor.mode, by=self.min_delta):
             self._reference, self._waited = cur_loss, 0
         else:
             self._waited += 1
@@ -73,6 +74,6 @@ class EarlyStoppingAddon(AddOnBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; after a trainer without this add-on, or by another `monitor`, wait anew."""
         super().load_state_dict(state)
-        own, now = state.get("EarlyStoppingAddon", {}), self._monitor.watched
+        own, now = state.get("EarlyStoppingAddon", {}), self._recorder.best.monitor.watched
         known = own if [*own.get("watched", now)] == now else {}
         self._watched, self._reference, self._waited = now, known.get("reference"), known.get("waited", 0)

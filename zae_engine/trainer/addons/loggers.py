@@ -47,7 +47,7 @@ class LoggerAddon(RunFolderAddon):
         makers = {name: self._maker(add_on, settings[name]) for name, add_on in self._names().items()}
         feeds = {name: Feed(make, plain_settings(settings[name])) for name, make in makers.items()}
         super().__init__(*args, **kwargs)
-        self._run_log.afterwards.feeds |= feeds
+        self._journal.readers.feeds |= feeds
         for feed in feeds.values():
             weakref.finalize(self, feed.abandon).atexit = False  # at the exit, they are waited for
 
@@ -67,8 +67,8 @@ class LoggerAddon(RunFolderAddon):
     @property
     def loggers(self) -> dict[str, Any]:
         """The client of each logger, by name, once the run has begun; its thread uses it at the same time."""
-        with self._spent.on("logging"):  # while a client starts, it is waited for, be it in a validation
-            return {name: feed.client() for name, feed in self._run_log.afterwards.feeds.items()}
+        with self._recorder.usage.on("logging"):  # while a client starts, it is waited for, be it in a validation
+            return {name: feed.client() for name, feed in self._journal.readers.feeds.items()}
 
     @property
     def web_logger(self) -> Any:
@@ -84,17 +84,17 @@ class LoggerAddon(RunFolderAddon):
 
     def close_loggers(self) -> None:
         """Close all loggers' runs now, as done; otherwise that happens when the program ends."""
-        close(self._run_log.afterwards.feeds.values(), "done")
+        close(self._journal.readers.feeds.values(), "done")
 
     def state_dict(self) -> Any:
         """Add the runs' ids, so that a resumed run goes on in them."""
-        feeds = self._run_log.afterwards.feeds
+        feeds = self._journal.readers.feeds
         return {**super().state_dict(), "LoggerAddon": {name: feed.id for name, feed in feeds.items()}}
 
     def load_state_dict(self, state: Any) -> None:
         """Take the runs' ids back."""
         super().load_state_dict(state)
-        for name, feed in self._run_log.afterwards.feeds.items():
+        for name, feed in self._journal.readers.feeds.items():
             feed.known_id = state.get("LoggerAddon", {}).get(name)
 
 

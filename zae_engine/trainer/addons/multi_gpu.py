@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,19 @@ from ...launch.workers import check_fork, run_workers
 from ..compose import AddOnBase
 from ..data.plan import named
 from ..data.random_streams import generators_of
+from ..face import Face
 from ..processes.device import resolve_precision
 from ..records.epoch_log import EpochLog
+from ..records.recorder import Recorder
+from ..step.placement import Placement
 from ..step.trained import Trained, put_trained
 from .mix_precision import PrecisionMixerAddon, choose
 
-# Of what a run leaves in the trainer, that which nothing else brings back to a session.
-_LEFT = (
-    "train_metrics",
-    "test_metrics",
-    "weight_buffer",
-    "batch_size",
-    "valid_batch_size",
-    "_batches",
-    "_speed",
-    "_stop_reason",
-    "_wish",
-    "_kept",  # StateManagerAddon's
-)
+# Of what a run leaves in the trainer, that which nothing else brings back to a session; the last is of add-ons.
+_LEFT = ("train_metrics", "test_metrics", "weight_buffer", "batch_size", "valid_batch_size", "_kept")
 
 
-class MultiGPUAddon(AddOnBase):
+class MultiGPUAddon(AddOnBase, Face):
     """Takes a list of devices and trains on each of them, one process a device.
 
     In a script, making the trainer starts it once more in every process, by Accelerate's launcher, and puts that in
@@ -79,9 +70,8 @@ class MultiGPUAddon(AddOnBase):
     """
 
     # The trainer's.
-    _join: Callable[..., None]
-    log_train: EpochLog
-    log_test: EpochLog
+    _place: Placement
+    _recorder: Recorder
 
     def __init__(self, model: Any, device: Any = None, *args: Any, **kwargs: Any) -> None:
         self._devices: lists.Devices | None = None
@@ -117,7 +107,7 @@ class MultiGPUAddon(AddOnBase):
             environ = {"CUDA_VISIBLE_DEVICES": self.launch_config()["gpu_ids"]}
         outcome = run_workers(work, len(self._devices), self._devices.kind, environ)
         self.loader, self.valid_loader = loader, valid_loader
-        _put_back(self, outcome)
+        self._put_back(outcome)
         return self.history
 
     def _work(self, *args: Any, **options: Any) -> dict[str, Any]:
@@ -126,11 +116,12 @@ class MultiGPUAddon(AddOnBase):
         self._forks = False
         AcceleratorState._reset_state(reset_partial_state=True)  # the session's, which is one process
         GradientState._reset_state()
-        logs = [self.log_train, self.log_test]
-        self._join(self._devices.kind, self._precision)
-        _fill([self.log_train, self.log_test], logs)
+        logs = [self._recorder.log_train, self._recorder.log_test]
+        self._place.join(self, self._devices.kind, self._precision)
+        self._recorder.join(self.metrics, self._place.processes, self._place.device)
+        _fill([self._recorder.log_train, self._recorder.log_test], logs)
         super().run(*args, **options)
-        return _outcome(self)
+        return self._outcome()
 
     def launch_config(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         """Return the Accelerate configuration that this trainer's devices mean.
@@ -147,6 +138,48 @@ class MultiGPUAddon(AddOnBase):
         if path is not None and self.accelerator.is_main_process:
             write_config(config, Path(path))
         return config
+
+    # ------------------------------------------------------------------ from a worker to the session
+
+    def _outcome(self) -> dict[str, Any]:
+        """What a run has left in this worker."""
+        model, recorder = self.model, self._recorder
+        state = model.state_dict()
+        return {
+            "model": state,
+            "buffers": {name: buffer for name, buffer in model.named_buffers() if name not in state},
+            "modes": {name: module.training for name, module in model.named_modules()},
+            "trained": Trained(model, self.optimizer).plain(),
+            "parts": {name: part.state_dict() for name, part in _parts(self).items()},
+            "generators": [generator.get_state() for generator in _generators(self)],
+            "trainer": self.state_dict(),
+            "rows": recorder.history.rows,
+            "left": {name: getattr(self, name) for name in _LEFT if hasattr(self, name)},
+            "ended": (recorder.call.stop_reason, recorder.call.wish),
+            "logs": [_portable(recorder.log_train), _portable(recorder.log_test)],
+        }
+
+    def _put_back(self, outcome: dict[str, Any]) -> None:
+        """Change the session's own objects, so that whoever holds one of them sees what came out."""
+        self.model.load_state_dict(outcome["model"])
+        for name, value in outcome["buffers"].items():
+            self.model.get_buffer(name).data = value
+        for name, training in outcome["modes"].items():
+            self.model.get_submodule(name).training = training
+        if self.optimizer is not None:
+            options = outcome["parts"]["optimizer"]["param_groups"]
+            put_trained(self.model, self.optimizer, outcome["trained"], {}, {}, options)
+        for name, part in _parts(self).items():
+            part.load_state_dict(outcome["parts"][name])
+        for generator, state in zip(_generators(self), outcome["generators"], strict=True):
+            generator.set_state(state)
+        self.load_state_dict(outcome["trainer"])
+        self._recorder.history.rows[:] = outcome["rows"]
+        for name, value in outcome["left"].items():
+            setattr(self, name, value)
+        call = self._recorder.call
+        call.stop_reason, call.wish = outcome["ended"]
+        _fill([self._recorder.log_train, self._recorder.log_test], outcome["logs"])
 
 
 def _local(devices: lists.Devices, precision: str) -> tuple[lists.Devices, bool]:
@@ -169,54 +202,13 @@ def _local(devices: lists.Devices, precision: str) -> tuple[lists.Devices, bool]
     return devices, False
 
 
-# ---------------------------------------------------------------------- from a worker to the session
-
-
-def _outcome(trainer: Any) -> dict[str, Any]:
-    model = trainer.model
-    state = model.state_dict()
-    return {
-        "model": state,
-        "buffers": {name: buffer for name, buffer in model.named_buffers() if name not in state},
-        "modes": {name: module.training for name, module in model.named_modules()},
-        "trained": Trained(model, trainer.optimizer).plain(),
-        "parts": {name: part.state_dict() for name, part in _parts(trainer).items()},
-        "generators": [generator.get_state() for generator in _generators(trainer)],
-        "trainer": trainer.state_dict(),
-        "rows": trainer.history.rows,
-        "left": {name: getattr(trainer, name) for name in _LEFT if hasattr(trainer, name)},
-        "logs": [_portable(trainer.log_train), _portable(trainer.log_test)],
-    }
-
-
-def _put_back(trainer: Any, outcome: dict[str, Any]) -> None:
-    """Change the session's own objects, so that whoever holds one of them sees what came out."""
-    trainer.model.load_state_dict(outcome["model"])
-    for name, value in outcome["buffers"].items():
-        trainer.model.get_buffer(name).data = value
-    for name, training in outcome["modes"].items():
-        trainer.model.get_submodule(name).training = training
-    if trainer.optimizer is not None:
-        options = outcome["parts"]["optimizer"]["param_groups"]
-        put_trained(trainer.model, trainer.optimizer, outcome["trained"], {}, {}, options)
-    for name, part in _parts(trainer).items():
-        part.load_state_dict(outcome["parts"][name])
-    for generator, state in zip(_generators(trainer), outcome["generators"], strict=True):
-        generator.set_state(state)
-    trainer.load_state_dict(outcome["trainer"])
-    trainer.history.rows[:] = outcome["rows"]
-    for name, value in outcome["left"].items():
-        setattr(trainer, name, value)
-    _fill([trainer.log_train, trainer.log_test], outcome["logs"])
-
-
-def _parts(trainer: Any) -> dict[str, Any]:
+def _parts(trainer: Face) -> dict[str, Any]:
     """The optimizer and the scheduler, as far as they have a state; the scheduler last, as it is read in."""
     parts = {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler}
     return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
 
-def _generators(trainer: Any) -> list[torch.Generator]:
+def _generators(trainer: Face) -> list[torch.Generator]:
     loaders = [trainer.loader, *named(trainer.valid_loader).values()]
     return [generator for loader in loaders for generator in generators_of(loader)]
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .. import checks
 from ..compose import AddOnBase
 from ..data.plan import named
-from ..journal.journal import RunLog
+from ..face import Face
+from ..journal.journal import Journal
 from ..journal.settings import circumstances_of, data_of, settings_of
 from ..limits import Duration, Interval
+from ..loop.companion import Companion
 from ..options import fixed
+from ..records.recorder import Recorder
+from ..step.placement import Placement
 
 
-class RunFolderAddon(AddOnBase):
+class RunFolderAddon(AddOnBase, Face):
     """Writes ``run.json`` and ``history.jsonl``, and what is made of them: the picture, the summary.
 
     Parameters
@@ -33,17 +38,13 @@ class RunFolderAddon(AddOnBase):
     save_path: Path = fixed()
     log_every: Any = fixed()
 
+    _keeps_lines = True
     # The trainer's.
-    _lines_wanted = True
-    _prepare: Callable[[], None]
-    _plan: Callable[..., Any]
-    _processes: Any
-    _open: Any
+    model: nn.Module
     test_metrics: dict[str, float]
-    _tested_step: float | None
-    _spent: Any
-    _log_due: bool
-    _logging: Interval
+    _place: Placement
+    _recorder: Recorder
+    _companions: list[Companion]
 
     def __init__(
         self,
@@ -57,8 +58,9 @@ class RunFolderAddon(AddOnBase):
             raise TypeError(f"save_path={save_path!r} is not accepted; give the folder of this run, 'runs/first' say")
         super().__init__(*args, **kwargs)
         self.save_path = Path(save_path if save_path is not None else self._new_folder())
-        self.log_every, self._logging = log_every, Interval(every)
-        self._run_log = RunLog(self, self.save_path.absolute())
+        self.log_every = log_every
+        self._journal = Journal(self.save_path.absolute(), self._place, self._recorder, Interval(every))
+        self._companions.append(self._journal)
         self._settings = dict[str, Any]()
 
     def _new_folder(self) -> str:
@@ -67,22 +69,22 @@ class RunFolderAddon(AddOnBase):
         while Path(folder).exists():
             number += 1
             folder = f"{name}-{number}"
-        path: str = self._processes.from_first(folder)
+        path: str = self._place.processes.from_first(folder)
         return path
 
     def run(self, n_epoch: Any = None, loader: Any = None, valid_loader: Any = None, **options: Any) -> Any:
         """Run, and write down what happens."""
         if self.mode == "test":
             history = super().run(n_epoch, loader, valid_loader, **options)
-            self._run_log.add_own()
-            self._run_log.afterwards.tell({"evaluation": dict(self.test_metrics)})
+            self._journal.value_came()
+            self._journal.readers.tell({"evaluation": dict(self.test_metrics)})
             return history
         self._refuse_session()
-        if not self._run_log.is_open:
+        if not self._journal.is_open:
             self._check_call(loader, valid_loader, options)
             self._note_settings()
             self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
-        with self._run_log.holding(), self._run_log.opened():
+        with self._journal.holding(), self._journal.opened(self):
             return super().run(n_epoch, loader, valid_loader, **options)
 
     def _check_call(self, loader: Any, valid_loader: Any, options: dict[str, Any]) -> None:
@@ -91,17 +93,6 @@ class RunFolderAddon(AddOnBase):
         checks.check_loader(loader, "loader")
         for name, each in named(valid_loader).items():
             checks.check_loader(each, f"valid_loader {name!r}" if name else "valid_loader")
-
-    def _at_rest(self) -> None:
-        log, step = self._run_log, self.progress_checker.get_step() - 1
-        if not log.is_open:
-            return
-        # A validation within the epoch has a row, which no reader may find behind a later step's values.
-        if self._log_due or self._open is None or self._tested_step == step or self._logging.at_step(step):
-            log.take()
-
-    def _own_came(self) -> None:
-        self._run_log.add_own()
 
     def _refuse_session(self) -> None:
         if getattr(self, "_forks", False):
@@ -114,21 +105,22 @@ class RunFolderAddon(AddOnBase):
     @property
     def _kept(self) -> dict[str, Any]:
         """What a session has to know of the calls of `run` that its workers made."""
-        return self._run_log.memory
+        return self._journal.memory
 
     @_kept.setter
     def _kept(self, values: dict[str, Any]) -> None:
-        self._run_log.memory = values
+        self._journal.memory = values
 
     def _note_settings(self) -> None:
         """Note, before anything is loaded or trained, what the result depends on."""
-        self._prepare()
+        self._place.prepare(self)
         if not self._settings:
-            self._settings = settings_of(self)
-            self._run_log.facts = (self._settings, circumstances_of(self, {}))
+            self._settings = settings_of(self, self._place.modes)
+            self._journal.facts = (self._settings, circumstances_of(self, self._place.processes.count, {}))
 
     def _note_facts(self, loader: Any, valid_loader: Any, calls: dict[str, Any]) -> None:
         """Note what this call is given."""
-        batch = self._plan(loader).batch_size or 0
+        batch = self._place.plan(self, loader).batch_size or 0
         calls["valid_loader"] = None if valid_loader is None else type(valid_loader).__name__
-        self._run_log.facts = ({**self._settings, **data_of(loader, batch)}, circumstances_of(self, calls))
+        circumstances = circumstances_of(self, self._place.processes.count, calls)
+        self._journal.facts = ({**self._settings, **data_of(loader, batch)}, circumstances)

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ...checkpoint.errors import CheckpointError
-from ...checkpoint.folder import CHECKPOINTS, Checkpoint
-from ...launch.start import interactive
+from ...checkpoint.folder import Checkpoint
 from ...near import nearest
 from ..checks import check_choice, check_number, read_limits
 from ..console.bar import make_bar
 from ..journal.settings import differences
-from ..limits import Budget, Duration, Interval
+from ..limits import Duration
 from ..options import fixed
-from ..processes.signals import Interrupted, signals_noted
-from ..resume.checkpointer import Keeper
+from ..resume.checkpointer import Checkpointer
+from ..resume.finder import Finder
 from ..resume.same_data import look, others
-from ..verify.resume import ResumeVerification, verify_resume
+from ..verify.resume import SEVERAL, ResumeVerification, Run, verify_resume
 from .run_folder import RunFolderAddon
 
 _FORMATS = {"safetensors": ".safetensors", "safetensor": ".safetensors", "ckpt": ".ckpt"}
@@ -76,20 +72,6 @@ class StateManagerAddon(RunFolderAddon):
     save_async: bool = fixed()
     save_required: bool = fixed()
 
-    # The trainer's.
-    _resumable = True
-    _finish_call: Callable[[], None]
-    _resumed: Any
-    log_bar: bool
-    seed: int
-    seed_was_given: bool
-    is_main_process: bool
-    _save_due: bool
-    _leaves: bool
-    _called: str | None
-    _saving: Interval | None
-    _conclude: Callable[..., None]
-
     def __init__(
         self,
         *args: Any,
@@ -120,11 +102,12 @@ class StateManagerAddon(RunFolderAddon):
         self.save_format, self.save_every = save_format, save_every
         self.keep_last, self.keep_best = keep_last, keep_best
         self.save_async, self.save_required = save_async, save_required
-        how = (every, (keep_last, keep_best), save_async, save_required)
-        self._keeper = Keeper(self._run_log, _FORMATS[save_format], *how)
-        self._run_log.best = self._run_log.folder / f"model{_FORMATS[save_format]}"
-        self._saving = Interval(every) if every.unit == "s" else None
-        self._keeps = False
+        suffix, keep = _FORMATS[save_format], (keep_last, keep_best)
+        self._journal.best = self._journal.folder / f"model{suffix}"
+        self._finder = Finder(self._journal, self._place)
+        parts = (self._journal, self._finder, self._place)
+        self._checkpointer = Checkpointer(*parts, suffix, every, keep, save_async, save_required)
+        self._companions.insert(0, self._checkpointer)  # what it saves is noted by the journal
 
     # ------------------------------------------------------------------ running
 
@@ -161,63 +144,30 @@ class StateManagerAddon(RunFolderAddon):
         self._check_call(loader, valid_loader, options)
         self._note_settings()
         self._note_facts(loader, valid_loader, {"n_epoch": n_epoch, **options})
-        self._keeper.data = {}
-        with self._keeper.holding():
-            limits = {k: options.get(k) for k in ("max_steps", "max_time")}
-            if self._taken_up(resume, n_epoch, limits, (loader, valid_loader)):
+        keeper = self._checkpointer
+        keeper.data, self._finder.settings = {}, self._settings
+        with keeper.holding():
+            limits = {"n_epoch": n_epoch, **{k: options.get(k) for k in ("max_steps", "max_time")}}
+            if self._taken_up(resume, limits, (loader, valid_loader)):
                 return self.history
-            self._keeper.data = self._keeper.data or look(loader, valid_loader, self.seed, self._processes)
-            with self._keeping():
+            keeper.data = keeper.data or look(loader, valid_loader, self.seed, self._place.processes)
+            with keeper.keeping(self):
                 return super().run(n_epoch, loader, valid_loader, **options)
-
-    @contextmanager
-    def _keeping(self) -> Iterator[None]:
-        with self._keeper.running(), signals_noted(self._call_away):
-            self._keeps = self._leaves = True
-            try:
-                yield
-                self._keeper.finish()  # here, since a signal must not end the process while the run's end is written
-                if called := self._keeper.called_away():
-                    self._go(called, "The run had come to its end, and is saved.")
-            finally:
-                self._keeps = self._leaves = False
-                self._called = None
 
     @property
     def _kept(self) -> dict[str, Any]:
         """What a session has to know of the calls of `run` that its workers made."""
-        return {"log": self._run_log.memory, "keeper": self._keeper.memory}
+        return {"journal": self._journal.memory, "checkpointer": self._checkpointer.memory}
 
     @_kept.setter
     def _kept(self, values: dict[str, Any]) -> None:
-        self._run_log.memory, self._keeper.memory = values["log"], values["keeper"]
-
-    def _call_away(self, reason: str) -> None:
-        self._called = self._called or reason
-
-    def _at_rest(self) -> None:
-        if self._keeps:
-            self._keeper.at_rest()
-        super()._at_rest()
-
-    def _leave(self, reason: str) -> NoReturn:
-        """Save, wait until it is written on every process, and go."""
-        self._go(reason, self._keeper.leave(reason))
-
-    def _go(self, reason: str, where: str) -> NoReturn:
-        step, epoch = self.progress_checker.get_step() - 1, self.progress_checker.get_epoch()
-        if self.is_main_process:
-            said = f"Ended by {reason} at step {step:,} (epoch {epoch}). {where}"
-            print(said, file=sys.stderr, flush=True)
-        if reason == "SIGINT" and interactive():
-            raise KeyboardInterrupt(where)
-        raise Interrupted(f"{reason} at step {step}: {where}")
+        self._journal.memory, self._checkpointer.memory = values["journal"], values["checkpointer"]
 
     def check_better(self, cur_epoch: int, cur_loss: float) -> bool:
         """Note the value for the checkpoint."""
         better: bool = super().check_better(cur_epoch, cur_loss)
-        if self._keeps:
-            self._keeper.monitored(cur_loss, better)
+        if self._checkpointer.is_running:
+            self._checkpointer.monitored(self.model, cur_loss, better)
         return better
 
     # ------------------------------------------------------------------ states
@@ -232,16 +182,13 @@ class StateManagerAddon(RunFolderAddon):
         Path or None
             The checkpoint's folder.
         """
-        if self._keeps:
-            self._save_due = True
+        if self._checkpointer.is_running:
+            self._checkpointer.due = True
             return None
-        if self._open is not None:
+        if self._checkpointer.broke_off_midway:
             raise CheckpointError("the last run broke off within an epoch; load_state('last') goes back first")
         self._note_settings()
-        with self._keeper.holding(), self._keeper.running(counts=False):
-            name = self._keeper.save(complete=self._keeper.calls > 0 and self._resumed is None)
-            self._keeper.finish()
-        return self.save_path / CHECKPOINTS / name
+        return self._checkpointer.save_between(self)
 
     def load_state(self, which: str | os.PathLike[str] = "last") -> Path:
         """Load model, optimizer, scheduler, counters, history, best weights, add-ons; `run` goes on from there.
@@ -263,13 +210,14 @@ class StateManagerAddon(RunFolderAddon):
         CheckpointError
             When there is none, it is damaged, or does not fit this trainer; and within a run.
         """
-        if self._keeps:
+        if self._checkpointer.is_running:
             raise CheckpointError("load_state() cannot go back within a run; stop('...') ends it, then call it")
         self._note_settings()
-        found = self._keeper.find(which if which in ("last", "best") else Path(which))
+        self._finder.settings = self._settings
+        found = self._finder.find(which if which in ("last", "best") else Path(which))
         if found is None:
             raise CheckpointError(f"{str(self.save_path)!r} has no whole checkpoint")
-        self._keeper.load(found)
+        self._finder.load(self, found)
         return found.path
 
     def verify_resume(
@@ -314,64 +262,51 @@ class StateManagerAddon(RunFolderAddon):
         >>> found = trainer.verify_resume(loader)
         >>> assert found, found.cause
         """
-        return verify_resume(self, loader, steps, valid_loader, max_time)
+        if getattr(self, "_forks", False):
+            raise ValueError(SEVERAL)
+        run = Run(self, self._place, self._recorder, self._checkpointer, loader, valid_loader)
+        return verify_resume(run, steps, max_time)
 
-    def _taken_up(self, resume: Any, n_epoch: Any, limits: dict[str, Any], loaders: tuple[Any, Any]) -> bool:
+    def _taken_up(self, resume: Any, limits: dict[str, Any], loaders: tuple[Any, Any]) -> bool:
         """Go back to where the run was; return whether nothing is left to do."""
-        keeper = self._keeper
+        finder = self._finder
         if resume is None:
-            keeper.refuse_foreign()
-            keeper.refuse_to_skip()
+            finder.refuse_foreign()
+            finder.refuse_to_skip()
             return False
         which = "last" if resume in ("auto", "last") else "best" if resume == "best" else Path(resume)
-        found = keeper.find(which)
+        found = finder.find(which)
         if isinstance(which, Path) and not which.resolve().is_relative_to(self.save_path.resolve()):
-            keeper.refuse_foreign()
+            finder.refuse_foreign()
         if found is None:
             if resume != "auto":
                 raise CheckpointError(f"resume={resume!r}: {str(self.save_path)!r} has no whole checkpoint")
-            keeper.refuse_damaged()
-            keeper.refuse_broken()
+            finder.refuse_damaged()
+            finder.refuse_broken(self.progress_checker.get_step() - 1)
             return False
         call = found.manifest.get("call", 0)
         if resume != "auto":  # that very checkpoint is wanted, whichever later call of a script it is of
-            keeper.calls = max(keeper.calls, call)
-        if resume == "auto" and keeper.has_done(call):
+            finder.calls = max(finder.calls, call)
+        elif finder.has_done(call):
             return False
-        if keeper.calls < call:  # nothing is compared: the script has yet to change what it had changed by then
-            self._tell(f"Call {keeper.calls + 1} of run() was done before; {found.path.name} is of call {call + 1}.")
-            keeper.pass_over(found)
+        if finder.calls < call:  # nothing is compared: the script has yet to change what it had changed by then
+            self._tell(f"Call {finder.calls + 1} of run() was done before; {found.path.name} is of call {call + 1}.")
+            finder.pass_over(self, found)
             return True
-        self._compare(found, loaders if keeper.calls == call else None)
-        state = keeper.load(found)
-        keeper.show_best()
-        if self._is_done(state, n_epoch, limits):
-            self._conclude(*loaders)
-            keeper.has_loaded_its_end()
-            self._tell(f"The run is done: {found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded.")
-            keeper.calls += 1
-            return True
-        self._tell(f"Going on from {found.path.name}: epoch {found.manifest['epoch'] + 1}, step {found.step + 1:,}.")
-        return False
-
-    def _is_done(self, state: dict[str, Any], n_epoch: Any, limits: dict[str, Any]) -> bool:
-        """Whether this call of `run` was brought to its end before; if it was interrupted, it is to be finished."""
-        if self._keeper.calls != state["call"]:
+        self._compare(found, loaders if finder.calls == call else None)
+        state = finder.load(self, found)
+        finder.show_best()
+        if finder.goes_on(state, read_limits(**limits, mode="train")):
+            at = f"epoch {found.manifest['epoch'] + 1}, step {found.step + 1:,}"
+            self._tell(f"Going on from {found.path.name}: {at}.")
             return False
-        if not state["begun"] and not state["complete"]:  # save_state() has saved it between two calls
-            return False
-        position = state["position"]
-        self._budget = budget = Budget(read_limits(n_epoch, **limits, mode="train"), *position["began"])
-        epochs, steps = self.progress_checker.get_epoch() - 1, self.progress_checker.get_step() - 1
-        over = epochs >= budget.last_epoch or steps >= budget.last_step
-        if not position["midway"] and (over or (state["complete"] and position["stop"])):
-            return True
-        self._finish_call()
-        return False
+        finder.conclude(self, *loaders)
+        self._tell(f"The run is done: {found.manifest['epoch']} epochs, {found.step:,} steps; its state is loaded.")
+        return True
 
     def _compare(self, found: Checkpoint, loaders: tuple[Any, Any] | None) -> None:
         """Refuse what would change the result, and show what else has changed since the checkpoint."""
-        manifest, (settings, circumstances) = found.manifest, self._run_log.facts
+        manifest, (settings, circumstances) = found.manifest, self._journal.facts
         then = dict(manifest.get("settings", {}))
         data_too = (
             loaders is not None and "the dataset" in then
@@ -381,8 +316,8 @@ class StateManagerAddon(RunFolderAddon):
             then["seed"], now["seed"] = manifest.get("seed"), self.seed
         other = differences({k: then.get(k) for k in now}, now)
         if loaders is not None and data_too and (data := manifest.get("data")):
-            self._keeper.data = look(*loaders, manifest.get("seed", self.seed), self._processes)
-            other += others(data, self._keeper.data)
+            self._checkpointer.data = look(*loaders, manifest.get("seed", self.seed), self._place.processes)
+            other += others(data, self._checkpointer.data)
         if other:
             raise CheckpointError(
                 f"{str(found.path)!r} is of a run with other settings, and going on would make another model:\n  "

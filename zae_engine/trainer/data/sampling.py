@@ -265,8 +265,8 @@ def _asked(batches: Iterator[list[Any]], processes: Processes | None) -> Iterato
 
 
 Copy = tuple[DataLoader[Any], Shares, dict[str, Any]]
-_copies: WeakKeyDictionary[DataLoader[Any], Copy] = WeakKeyDictionary()
-_streams: WeakKeyDictionary[DataLoader[Any], tuple[DataLoader[Any], dict[str, Any]]] = WeakKeyDictionary()
+copies: WeakKeyDictionary[DataLoader[Any], Copy] = WeakKeyDictionary()
+streams: WeakKeyDictionary[DataLoader[Any], tuple[DataLoader[Any], dict[str, Any]]] = WeakKeyDictionary()
 
 
 def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any], Shares]:
@@ -278,8 +278,8 @@ def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any],
         Whether each sample is drawn with streams of its own.
     """
     now = {name: value for name, value in vars(loader).items() if name != "_iterator"} | {"seeded samples": seeded}
-    if loader in _copies:
-        like, shares, then = _copies[loader]
+    if loader in copies:
+        like, shares, then = copies[loader]
         if then.keys() == now.keys() and all(then[name] is now[name] for name in now):
             return like, shares
     shares = Shares(loader)
@@ -288,7 +288,7 @@ def shared_copy(loader: DataLoader[Any], seeded: bool) -> tuple[DataLoader[Any],
     single = loader.batch_sampler is None
     changes |= {"sampler": SingleIds(shares, seeded)} if single else {"batch_sampler": shares}
     like = like_loader(loader, **changes)
-    _copies[loader] = like, shares, now
+    copies[loader] = like, shares, now
     return like, shares
 
 
@@ -297,12 +297,12 @@ def with_stream_seeds(loader: Iterable[Any]) -> Iterable[Any]:
     if not isinstance(loader, DataLoader) or not loader.persistent_workers or isinstance(loader.dataset, IterDataPipe):
         return loader  # torch seeds the pipes by itself
     now = {name: value for name, value in vars(loader).items() if name != "_iterator"}
-    if loader in _streams:
-        like, then = _streams[loader]
+    if loader in streams:
+        like, then = streams[loader]
         if then.keys() == now.keys() and all(then[name] is now[name] for name in now):
             return like
     like = like_loader(loader, dataset=SeededStream(loader.dataset), _iterator=None)
-    _streams[loader] = like, now
+    streams[loader] = like, now
     return like
 
 

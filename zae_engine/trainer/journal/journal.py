@@ -1,13 +1,9 @@
-"""The folder of a run while it runs: its lock, ``run.json``, and ``history.jsonl``, from which everything else reads.
-
-The trainer is passed as Any, since its module is above this one.
-"""
+"""A run's folder while it runs: its lock, ``run.json``, and ``history.jsonl``, from which everything else reads."""
 
 from __future__ import annotations
 
 import os
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,66 +18,81 @@ from ...logs.history_file import HistoryFile, Line
 from ...logs.merging import resumes_in
 from ...redaction import redact
 from ..console.bar import make_bar
+from ..face import Face
+from ..limits import Interval
+from ..loop.companion import Companion, Present
+from ..loop.standing import Standing
 from ..processes.group import Processes
 from ..processes.signals import Interrupted
+from ..records.recorder import Recorder
+from ..step.placement import Placement
 from ..warn import warn
 from .lines import StepLines
-from .readers import Afterwards, end_line
+from .readers import Readers, end_line
 from .run_json import note_attempt
 
-_MEMORY = ("mine", "after", "origin", "begins")
+_MEMORY = ("standing", "after", "origin", "begins_file")
 _USUAL = {"output", "target", "num_items"}  # what a step returns for metrics and for the trainer itself
 
 
-class RunLog:
+class Journal(Companion):
     """Writes down what a trainer does, on process 0.
 
     Parameters
     ----------
-    trainer : Trainer
     folder : Path
         The run's, absolute.
+    placement : Placement
+    recorder : Recorder
+        What it has seen is written.
+    interval : Interval
+        How often the values of the steps are read.
 
     Attributes
     ----------
+    standing : Standing
+        Where the run stands.
     facts : (dict, dict)
         What decides the result, and what else there is.
-    mine : bool
-        Whether what is in the folder comes from this trainer.
     after : int or None
         The last line of the history that holds, when it goes on from a checkpoint; and which one that is (`origin`).
-    begins : bool
+    begins_file : bool
         Whether the history has nothing of this run yet.
     best : Path or None
         Where the best weights lie.
-    afterwards : Afterwards
+    readers : Readers
         What reads the history.
+    file : HistoryFile or None
+        While it is open, on process 0.
+    token : str
+        The same on all processes, another one in every attempt.
+    session : Session or None
+        The call of `run` that is written down.
     """
 
-    def __init__(self, trainer: Any, folder: Path) -> None:
-        self._trainer, self.folder = weakref.ref(trainer), folder
+    interval: Interval
+
+    def __init__(self, folder: Path, placement: Placement, recorder: Recorder, interval: Interval) -> None:
+        super().__init__(interval)
+        self.folder, self.recorder, self._place = folder, recorder, placement
+        self.standing, self.begins_file = Standing.FRESH, True
         self.facts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        self.mine, self.begins = False, True
         self.after: int | None = None
         self.origin: str | None = None
         self.best: Path | None = None
-        self.afterwards = Afterwards()
-        self.file: HistoryFile | None = None  # while it is open, on process 0
-        self.token = ""  # the same on all processes, another one in every attempt
-        self.is_open, self._held, self._broken = False, False, False
-        self._background, self._failure, self._told = Background(), "", set[str]()
-        self.attempt: dict[str, Any] = {}
-
-    @property
-    def trainer(self) -> Any:
-        """Whose run it is. Held weakly, since the trainer holds this; so its memory is free when nobody uses it."""
-        return self._trainer()
+        self.readers = Readers()
+        self.file: HistoryFile | None = None
+        self.token, self.attempt = "", dict[str, Any]()
+        self.session: Present | None = None
+        self.is_open, self._held = False, False
+        self._lines = StepLines(recorder, True)
+        self._background, self._told = Background(), set[str]()
+        self._failure, self._failure_was_told = "", False
 
     @property
     def processes(self) -> Processes:
-        """The trainer's: in a worker of a session they are others than when the trainer was made."""
-        processes: Processes = self.trainer._processes
-        return processes
+        """Those that train: in a worker of a session they are others than when the trainer was made."""
+        return self._place.processes
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -126,11 +137,12 @@ class RunLog:
         clear_partials(self.folder)
 
     @contextmanager
-    def opened(self, ends: bool = True) -> Iterator[None]:
+    def opened(self, trainer: Face, ends: bool = True) -> Iterator[None]:
         """Inside, lines are taken and written; within another one, it is that one.
 
         Parameters
         ----------
+        trainer : Trainer
         ends : bool
             Whether it is a call of `run`, whose end is noted.
         """
@@ -138,38 +150,53 @@ class RunLog:
             yield
             return
         try:
-            self._open(ends)
+            self._open(trainer, ends)
             yield
         except BaseException as error:
-            self._close(ends, *_status(error))
+            self._move_on("break off")
+            self._close(trainer, ends, *_status(error))
             raise
         else:
-            self._close(ends, "done", self.trainer.stop_reason or "")
+            self._move_on("end")
+            self._close(trainer, ends, "done", self.recorder.stop_reason or "")
         finally:
-            self.is_open, self.file = False, None
+            self.is_open, self.file, self.session = False, None, None
 
-    def _open(self, ends: bool) -> None:
+    def begins(self, session: Present) -> None:
+        """Nothing refuses the run any more."""
+        if self.is_open:
+            self.session, self.after = session, None
+            self.standing = self.standing.after("begin")
+
+    def _move_on(self, event: str) -> None:
+        """A run is over that has begun: one that was refused has changed nothing."""
+        if self.standing is Standing.RUNNING:
+            self.standing = self.standing.after(event)
+
+    def _open(self, trainer: Face, ends: bool) -> None:
         token = f"{time.time_ns():x}-{os.getpid()}"
         self.token = self.processes.on_first(lambda: token)
         self.file = HistoryFile(self.folder / "history.jsonl") if self.processes.first else None
-        fresh = not self.mine and not self.after
-        self.processes.on_first(self._note)
+        fresh = not self.standing.owns and not self.after
+        self.processes.on_first(lambda: self._note(trainer))
         self._check_shared()
         if ends and self.file is not None:
-            self.afterwards.begin(self.folder, self.trainer, self.attempt, fresh)
-        self._lines, self.begins, self.is_open = StepLines(self.trainer, self.begins), False, True
+            self.readers.begin(self.folder, trainer, self.attempt, fresh)
+        self._lines = StepLines(self.recorder, self.begins_file)
+        self.begins_file, self.is_open = False, True
+        if not ends:
+            self.standing, self.after = self.standing.after("save"), None
 
-    def _note(self) -> None:
+    def _note(self, trainer: Face) -> None:
         """Note that the run begins, or goes on, in run.json and in the history."""
         assert self.file is not None  # this is process 0
-        self.attempt = note_attempt(self.folder, self.trainer, self.token, self.facts)
-        if self.after is not None or not self.mine:
+        self.attempt = note_attempt(self.folder, trainer, self.processes.count, self.token, self.facts)
+        if self.after is not None or not self.standing.owns:
             after = min(self.after or 0, self.file.count)
-            step = self.trainer.progress_checker.get_step() - 1
+            step = self.recorder.counters.get_step() - 1
             self.file.append([{"kind": "attempt", "attempt": self.attempt["attempt"], "after": after, "step": step,
                                "from": self.origin, "time": time.time()}])  # fmt: skip
-            self.trainer.history.resumes[:] = resumes_in(self.file.path)
-        self.after, self.mine = None, True
+            self.recorder.history.resumes[:] = resumes_in(self.file.path)
 
     def _check_shared(self) -> None:
         """Refuse processes that see other folders at that path."""
@@ -188,13 +215,22 @@ class RunLog:
 
     # ------------------------------------------------------------------ lines
 
-    def take(self) -> None:
+    def at_rest(self, session: Present) -> None:
+        """Take what is new, if it is time to."""
+        if not self.is_open:
+            return
+        step = session.step
+        # A validation within the epoch has a row, which no reader may find behind a later step's values.
+        tested = session.call.tested_step == step
+        if self.due or session.opened is None or tested or self.interval.at_step(step):
+            self.take(session.trainer.optimizer, session.opened is not None)
+
+    def take(self, optimizer: Any, opened: bool) -> None:
         """Take what is new, and have it written; every process calls it, between two steps or epochs."""
-        trainer = self.trainer
-        with trainer._spent.on("logging"):
-            lines = self._lines.take(trainer, opened=trainer._open is not None)
-            trainer._log_due = False
-            trainer._logging.restart()
+        with self.recorder.usage.on("logging"):
+            lines = self._lines.take(optimizer, self.processes, opened)
+            self.due = False
+            self.interval.restart()
             if lines:
                 self._put_taken(lines)
                 self.write()
@@ -205,31 +241,31 @@ class RunLog:
         if self.file is not None:
             self.file.put(lines, files)
 
-    def add_own(self) -> None:
+    def value_came(self) -> None:
         """Write down what the user logs between two calls of `run`; this process does, without the others.
 
         What comes before the first one goes with its lines.
         """
-        own, lock = self.trainer._own, RunLock(self.folder)
-        if self.is_open or not (self.mine and self.processes.first and own):
+        own, lock = self.recorder.own, RunLock(self.folder)
+        if self.is_open or not (self.standing.owns and self.processes.first and own):
             return
         try:
             if not self._held:
                 lock.acquire()
             file = HistoryFile(self.folder / "history.jsonl")
-            file.put(*own.lines(self.trainer.progress_checker.get_step() - 1))
+            file.put(*own.lines(self.recorder.counters.get_step() - 1))
             file.write(flush=True)
         except (CheckpointError, OSError) as error:
             warn(f"trainer.log: nothing can be added to the run in {str(self.folder)!r}: {error}")
         finally:
             if not self._held:
                 lock.release()
-        self.afterwards.go_on(self.folder)
+        self.readers.go_on(self.folder)
 
     def _tell_others(self) -> None:
         """Say once which values the loggers do not get."""
-        log = self.trainer.log_train
-        others = log.data.keys() - log.sums().keys() - _USUAL if self.afterwards.feeds and self.file else ()
+        log = self.recorder.log_train
+        others = log.data.keys() - log.sums().keys() - _USUAL if self.readers.feeds and self.file else ()
         for name in sorted(others - self._told if others else ()):
             self._told.add(name)
             self.say(
@@ -244,58 +280,62 @@ class RunLog:
     def write(self) -> None:
         """Have what waits written beside the training; while that is busy, it goes with the next lines."""
         if self.file is not None and not self._background.busy:
-            self._report()
+            self.report()
             file = self.file
             self._background.submit(lambda: self._write(file))
 
     def _write(self, file: HistoryFile) -> None:
         try:
             file.write()
-            self._failure, self._broken = "", False
+            self._failure, self._failure_was_told = "", False
         except OSError as error:
             self._failure = f"{str(file.path)!r} cannot be written: {error}; its lines are kept and tried again"
-        self.afterwards.go_on(self.folder)
+        self.readers.go_on(self.folder)
 
-    def _report(self) -> None:
+    def report(self) -> None:
         """Say, between two steps, what went wrong meanwhile."""
-        if self._failure and not self._broken:
-            self._broken = True
+        if self._failure and not self._failure_was_told:
+            self._failure_was_told = True
             self.say(self._failure)
-        for sentence in self.afterwards.problems():
+        for sentence in self.readers.problems():
             self.say(sentence)
 
     def say(self, sentence: str) -> None:
         """Show a sentence beside the bar."""
         make_bar(True).write(sentence)
 
-    def _close(self, ends: bool, status: str, reason: str) -> None:
+    def write_elsewhere(self, folder: Path) -> None:
+        """For a run on trial: write into another folder, which nobody reads."""
+        self.folder, self.readers = folder, Readers(draws=False)
+
+    # ------------------------------------------------------------------ the end
+
+    def _close(self, trainer: Face, ends: bool, status: str, reason: str) -> None:
         """Write the rest; of a run that broke off, only what process 0 has."""
-        self.trainer._batch_of = ""
         if self.file is None:
             return
         if ends and self.is_open:
-            self._take_rest()
-            self.put([end_line(self.trainer, status, reason)])
+            self._take_rest(trainer)
+            self.put([end_line(self.recorder, self._place.device, trainer.loader, status, reason)])
         self._background.wait()
         self._write(self.file)
-        self.trainer._own.forget()  # of a step that was not done
+        self.recorder.own.forget()  # of a step that was not done
         if lost := self.file.waiting:
             self.say(f"{lost} lines of {str(self.file.path)!r} could not be written, and are lost with this process")
-        lines = self.afterwards.end(self.folder, status, self.best) if ends and self.is_open else []
-        self._report()
-        for line in lines if self.trainer.log_bar else ():
+        lines = self.readers.end(self.folder, status, self.best) if ends and self.is_open else []
+        self.report()
+        for line in lines if trainer.log_bar else ():
             self.say(line)
 
-    def _take_rest(self) -> None:
+    def _take_rest(self, trainer: Face) -> None:
         """Of a run that broke off within an epoch, what its last steps were; others have it only all together."""
-        trainer = self.trainer
-        if self.processes.count > 1 or trainer._open is None:
-            self._put_taken(self._lines.own(trainer))
+        if self.processes.count > 1 or self.session is None or self.session.opened is None:
+            self._put_taken(self._lines.own())
             return
         with suppress(Exception):  # the values may be what the run has failed of
-            trainer.log_train.drain()
-            if len(trainer.log_train.losses) == trainer.progress_checker.get_step() - 1:  # and none is half done
-                self._put_taken(self._lines.take(trainer, opened=True))
+            self.recorder.log_train.drain()
+            if len(self.recorder.log_train.losses) == self.session.step:  # and none is half done
+                self._put_taken(self._lines.take(trainer.optimizer, self.processes, opened=True))
 
 
 def _status(error: BaseException) -> tuple[str, str]:

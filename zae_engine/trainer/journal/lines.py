@@ -7,10 +7,11 @@ from bisect import bisect_right
 from typing import Any
 
 from ...logs.history_file import Line
+from ..processes.group import Processes
 from ..records.epoch_log import Series
 from ..records.gather import mean_series
 from ..records.rates import rates_of
-from ..records.usage import Spent
+from ..records.recorder import Recorder
 
 _MOST, _NUMBERS = 1000, 500_000  # steps a line, and numbers: some 10 MB, which a reader holds at once
 
@@ -20,10 +21,9 @@ class StepLines:
 
     Parameters
     ----------
-    trainer : Trainer
-        Passed as Any, since its module is above this one.
+    recorder : Recorder
     begins : bool
-        Whether the file has nothing of the run yet: then it gets the rows that the trainer has already.
+        Whether the file has nothing of the run yet: then it gets the rows that there are already.
 
     Attributes
     ----------
@@ -31,55 +31,66 @@ class StepLines:
         Pictures of the lines that were taken, by their path in the run's folder; whoever writes them empties it.
     """
 
-    def __init__(self, trainer: Any, begins: bool) -> None:
-        self._step = trainer.progress_checker.get_step() - 1  # the last step that has its line
+    def __init__(self, recorder: Recorder, begins: bool) -> None:
+        self._recorder = recorder
+        self._step = recorder.counters.get_step() - 1  # the last step that has its line
         self.files: list[tuple[str, bytes]] = []
-        self._rows: list[Line] = [] if begins else [dict(row) for row in trainer.history.rows]
-        self._begin_point(trainer._spent)
+        self._rows: list[Line] = [] if begins else [dict(row) for row in recorder.history.rows]
+        self._begin_point()
 
-    def take(self, trainer: Any, opened: bool) -> list[Line]:
-        """Collect, with a point at the end. Every process calls it, process 0 gets the lines."""
-        log, done = trainer.log_train, trainer.progress_checker.get_step() - 1
-        own = self.own(trainer)
+    def take(self, optimizer: Any, processes: Processes, opened: bool) -> list[Line]:
+        """Collect, with a point at the end. Every process calls it, process 0 gets the lines.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            Whose learning rates the point has.
+        processes : Processes
+        opened : bool
+            Whether an epoch is running.
+        """
+        counters, log = self._recorder.counters, self._recorder.log_train
+        done = counters.get_step() - 1
+        own = self.own()
         if done == self._step:
-            return sorted(own + self._new_rows(trainer), key=_step_of)
+            return sorted(own + self._new_rows(), key=_step_of)
         parts = log.parts(everything=False)
         first = done - parts["batches"] + 1  # the step of the epoch's first batch
         fresh = {key: _after(series, self._step - first) for key, series in parts["scalars"].items()}
         if opened and not log.is_whole:
-            everyone = trainer._processes.gather(fresh)
+            everyone = processes.gather(fresh)
             names = dict.fromkeys(key for one in everyone for key in one)
             fresh = {k: mean_series([one[k] for one in everyone if k in one]) if len(everyone) > 1 else everyone[0][k]
                      for k in names}  # fmt: skip
-        epoch = trainer.progress_checker.get_epoch() - (not opened)
+        epoch = counters.get_epoch() - (not opened)
         lines = _columns(fresh, self._step + 1, first, done, epoch)
-        point = self._point(trainer, fresh, done, epoch)
+        point = self._point(optimizer, fresh, done, epoch)
         self._step = done
         # A row may be of an evaluation before these steps; readers get a record a step, with steps that only grow.
-        return lines + sorted([*own, point, *self._new_rows(trainer)], key=_step_of)
+        return lines + sorted([*own, point, *self._new_rows()], key=_step_of)
 
-    def own(self, trainer: Any) -> list[Line]:
+    def own(self) -> list[Line]:
         """Of what the user has logged, what belongs to steps that are done."""
-        lines, files = trainer._own.lines(trainer.progress_checker.get_step() - 1)
+        lines, files = self._recorder.own.lines(self._recorder.counters.get_step() - 1)
         self.files += files
         return list(lines)
 
-    def _point(self, trainer: Any, fresh: dict[str, Series], step: int, epoch: int) -> Line:
+    def _point(self, optimizer: Any, fresh: dict[str, Series], step: int, epoch: int) -> Line:
         """What the steps since the last point were on the average, weighted by their items, and what they took."""
-        spent: Spent = trainer._spent
-        now, before = spent.now(), self._seconds
+        usage = self._recorder.usage
+        now, before = usage.now(), self._seconds
         means = {key: _mean(series) for key, series in fresh.items() if len(series.values)}
         seconds = {part: round(now[part] - before[part], 6) for part in now}
-        point = {"kind": "point", "step": step, "epoch": epoch, **rates_of(trainer.optimizer), "time": time.time(),
-                 "train": means, "samples": spent.samples - self._samples, "seconds": seconds}  # fmt: skip
-        self._begin_point(spent)
+        point = {"kind": "point", "step": step, "epoch": epoch, **rates_of(optimizer), "time": time.time(),
+                 "train": means, "samples": usage.samples - self._samples, "seconds": seconds}  # fmt: skip
+        self._begin_point()
         return point
 
-    def _begin_point(self, spent: Spent) -> None:
-        self._seconds, self._samples = spent.now(), spent.samples
+    def _begin_point(self) -> None:
+        self._seconds, self._samples = self._recorder.usage.now(), self._recorder.usage.samples
 
-    def _new_rows(self, trainer: Any) -> list[Line]:
-        rows = [dict(row) for row in trainer.history.rows]
+    def _new_rows(self) -> list[Line]:
+        rows = [dict(row) for row in self._recorder.history.rows]
         known, self._rows = self._rows, rows
         return [{"kind": "row", "number": i, **row} for i, row in enumerate(rows)
                 if i >= len(known) or _facts(known[i]) != _facts(row)]  # fmt: skip

@@ -1,7 +1,4 @@
-"""What comes after the lines of a run: loggers that read them, the picture, the summary. Nothing of it ends a training.
-
-The trainer is passed as Any, since its module is above this one.
-"""
+"""What reads the lines of a run: loggers, the picture, the summary. Nothing of it ends a training."""
 
 from __future__ import annotations
 
@@ -11,12 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...logs.curves import CURVES, draw_curves
 from ...logs.feed import Feed, close
 from ...logs.history_file import Line
 from ...logs.loggers.logger import RunInfo
 from ...logs.reading import Run, read_run
 from ...logs.summary import SUMMARY, effort_lines, write_summary
+from ..compose import Seams
+from ..records.recorder import Recorder
 from ..records.usage import loader_facts, peak_memory
 
 _SOON = 60.0  # seconds between two pictures of a run that goes on, at least
@@ -24,7 +25,7 @@ _SHARE = 100  # of the time may go to them: one part in so many
 _PATIENCE = 10.0  # seconds that the end of `run` waits for the loggers
 
 
-class Afterwards:
+class Readers:
     """The readers of one run's history, on process 0.
 
     Parameters
@@ -44,7 +45,7 @@ class Afterwards:
         self._due = time.perf_counter() + _SOON
         self._problems: list[str] = []
 
-    def begin(self, folder: Path, trainer: Any, attempt: dict[str, Any], fresh: bool) -> None:
+    def begin(self, folder: Path, trainer: Seams, attempt: dict[str, Any], fresh: bool) -> None:
         """A run begins, or goes on; with `fresh`, it is a new one for the loggers."""
         config = {key: value for key, value in attempt.items() if key not in ("token", "pid")}
         info = RunInfo(folder, folder.name, config, **_monitored(trainer, config))
@@ -115,18 +116,18 @@ def _near(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def end_line(trainer: Any, status: str, reason: str) -> Line:
+def end_line(recorder: Recorder, device: torch.device, loader: Any, status: str, reason: str) -> Line:
     """The line of ``history.jsonl`` that ends a call of `run`."""
-    epochs, best = trainer.weight_buffer["epoch"], dict[str, Any]()
-    if epochs:
-        name, mode, column = trainer._monitor.watched
-        best = {"name": column or name, "mode": mode, "value": trainer.loss_buffer, "epoch": epochs[-1] + 1}
-    return {"kind": "end", "status": status, "reason": reason, "step": trainer.progress_checker.get_step() - 1,
-            "time": time.time(), "memory": peak_memory(trainer.device), "loader": loader_facts(trainer.loader),
+    found, best = recorder.best, dict[str, Any]()
+    if epochs := found.weights["epoch"]:
+        name, mode, column = found.monitor.watched
+        best = {"name": column or name, "mode": mode, "value": found.value, "epoch": epochs[-1] + 1}
+    return {"kind": "end", "status": status, "reason": reason, "step": recorder.counters.get_step() - 1,
+            "time": time.time(), "memory": peak_memory(device), "loader": loader_facts(loader),
             "best": best or None}  # fmt: skip
 
 
-def _monitored(trainer: Any, config: dict[str, Any]) -> dict[str, Any]:
+def _monitored(trainer: Seams, config: dict[str, Any]) -> dict[str, Any]:
     """What the loggers are told of the monitored value: its name there, its direction, and its column in the rows."""
     split, _, key = trainer.monitor.partition("_")
     if not key or split not in ("train", "test"):

@@ -14,12 +14,25 @@ from ...checkpoint.disk import in_words, write_json
 from ...checkpoint.errors import CheckpointError
 from ...files import read_json, writable
 from ...redaction import without_secrets
+from ..face import Face
 
 
 def note_attempt(
-    folder: Path, trainer: Any, token: str, facts: tuple[Mapping[str, Any], Mapping[str, Any]]
+    folder: Path, trainer: Face, processes: int, token: str, facts: tuple[Mapping[str, Any], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Add an attempt to a run folder's ``run.json``, whole or not at all; return it."""
+    """Add an attempt to a run folder's ``run.json``, whole or not at all; return it.
+
+    Parameters
+    ----------
+    folder : Path
+    trainer : Trainer
+    processes : int
+        How many train.
+    token : str
+        Of this attempt alone.
+    facts : (mapping, mapping)
+        Its settings and its circumstances.
+    """
     path = folder / "run.json"
     run = read_run_json(folder)
     there = run.get("attempts")
@@ -33,7 +46,7 @@ def note_attempt(
         "command": without_secrets(sys.orig_argv),
         "trainer": type(trainer).__name__,
         "seed": trainer.seed,
-        "processes": trainer._processes.count,
+        "processes": processes,
         "launch": _launch(trainer.accelerator),
         "settings": dict(facts[0]),
         "circumstances": dict(facts[1]),

@@ -23,6 +23,8 @@ from ...checkpoint.names import own_name
 from ...redaction import HIDDEN, is_secret_name, redact
 from ...redaction import without_secrets as without_secrets  # where it has been looked for
 from ...terminal import in_line
+from ..face import Face
+from ..step.modes import Modes
 
 _LONG = 20_000
 _COMPILED = "OptimizedModule"  # the class of what torch.compile puts around a module
@@ -33,11 +35,8 @@ _KIND = "class"  # of what the other options of the same fact belong to
 Facts = dict[str, Any]
 
 
-def settings_of(trainer: Any) -> Facts:
-    """What decides the result, before anything was trained: a run that goes on has to have the same.
-
-    The trainer is passed as Any, since its module is above this one.
-    """
+def settings_of(trainer: Face, modes: Modes) -> Facts:
+    """What decides the result, before anything was trained: a run that goes on has to have the same."""
     facts: Facts = {
         "shards": trainer.shards,
         "gradient_clip": float(trainer.gradient_clip),
@@ -45,7 +44,7 @@ def settings_of(trainer: Any) -> Facts:
         "mixed_precision": trainer.accelerator.mixed_precision,
         "seeded_samples": bool(trainer.seeded_samples),
         "sync_batchnorm": bool(trainer.sync_batchnorm),
-        IN_EVAL: trainer._modes.in_words(trainer.model),
+        IN_EVAL: modes.in_words(trainer.model),
         "model": _described(trainer.model),
         "parameters": {
             own_name(name): f"{'lazy' if is_lazy(p) else tuple(p.shape)} {str(p.dtype).removeprefix('torch.')}"
@@ -75,11 +74,11 @@ def data_of(loader: Any, batch_size: int) -> Facts:
     return facts | {f"the sampler's {name}": value for name, value in options.items() if isinstance(value, int)}
 
 
-def circumstances_of(trainer: Any, calls: Mapping[str, Any]) -> Facts:
+def circumstances_of(trainer: Face, processes: int, calls: Mapping[str, Any]) -> Facts:
     """What may change without changing the result, or may be meant to: shown when it differs."""
     return {
         **{k: HIDDEN if is_secret_name(k) else redact(str(v)) for k, v in calls.items() if v is not None},
-        "processes": trainer._processes.count,
+        "processes": processes,
         "gradient_accumulation_steps": trainer.gradient_accumulation_steps,
         "device": trainer.device.type,
         "monitor": f"{trainer.monitor} ({trainer.monitor_mode})",

@@ -1,13 +1,10 @@
-"""A trainer's waits: who is told what it is at, how long it may wait, and what a run that waits too long ends with.
-
-The trainer is passed as Any, since its module imports this one.
-"""
+"""A trainer's waits: who is told what it is at, how long it may wait, and what a run that waits too long ends with."""
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from accelerate.utils import InitProcessGroupKwargs
 
 from ...launch.kin import has_workers
+from ..face import Face
 from ..hangs.loader_workers import let_tell
 from ..hangs.peers import Peers, address
 from ..hangs.waits import Waits
@@ -45,10 +43,16 @@ class Guard:
         Among which it trains; are told how long to wait.
     limit : float or None
         In seconds.
+
+    Attributes
+    ----------
+    plans : mapping
+        What is walked over at present, by mode: that its position moves tells slowness from a stand-still.
     """
 
-    def __init__(self, trainer: Any, processes: Processes, limit: float | None) -> None:
+    def __init__(self, trainer: Face, processes: Processes, limit: float | None) -> None:
         self._trainer = weakref.ref(trainer)
+        self.plans: Mapping[str, Any] = {}
         self._waits = processes.waits = Waits(limit, processes.index, processes.count, self._where)
         theirs = any(isinstance(handler, InitProcessGroupKwargs) for handler in trainer.kwargs_handlers or ())
         if processes.count > 1 and not theirs:
@@ -62,7 +66,9 @@ class Guard:
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
         """For a copy of the trainer, which is looked at by itself."""
         like = memo[id(self)] = copy.copy(self)
-        like._trainer = weakref.ref(copy.deepcopy(self._trainer(), memo))
+        trainer = self._trainer()
+        assert trainer is not None  # it is being copied
+        like._trainer, like.plans = weakref.ref(copy.deepcopy(trainer, memo)), {}
         like._waits = copy.deepcopy(self._waits, memo)
         like._watch = Watch(like._waits, self._watch.peers, like._counted)
         return like
@@ -71,8 +77,7 @@ class Guard:
         return self._watch.explain(error)
 
     def _counted(self) -> Any:
-        trainer = self._trainer()
-        plans = getattr(trainer, "_plans", None)
+        trainer, plans = self._trainer(), self.plans
         if trainer is None or not plans:
             return None
         plan, checker = plans.get(trainer.mode), trainer.progress_checker

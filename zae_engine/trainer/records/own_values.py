@@ -14,9 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ...logs.history_file import FOLDER_OF_PICTURES, Line
-from ..compose import Seams
 from ..nests import is_scalar, snapshot
-from ..processes.group import Processes
 from ..warn import warn
 from .fetch import read
 from .images import encoded, is_picture
@@ -184,51 +182,6 @@ class OwnValues:
         if about not in self._said:
             self._said.add(about)
             warn(text)
-
-
-class TakesValues(Seams):
-    """The part of the trainer that `OwnValues` are given to."""
-
-    _own: OwnValues
-    _open: Any  # the running epoch
-    _batch_of = ""  # while a batch is worked at: the mode
-    _processes: Processes
-
-    def log(self, values: Mapping[str, Any] | str, value: Any = None, **options: Any) -> None:
-        """Give values of your own to every logger, from any method, and between two calls of `run`.
-
-        They belong to the optimizer step that is being made, or else to the last one that is done, and go the way of
-        the trainer's own values, so that they are there once after a crash, too. Without an add-on that has a folder or
-        a logger nothing happens; of several processes, the first one's are kept. Nothing that is wrong with a value
-        ends the training: it is left out, and this is said once.
-
-        Parameters
-        ----------
-        values : mapping
-            Numbers, texts, and pictures: arrays, images of PIL, figures of matplotlib, paths. Or the name of one
-            `value`, as in Lightning, whose further options do nothing.
-
-        Notes
-        -----
-        Of several values of one name at one step the last one holds. Within `train_step` and `test_step`, which see a
-        part of a batch or of a validation at a time, they are averaged; what the steps return is weighted, shown and
-        of all processes.
-
-        Examples
-        --------
-        >>> trainer.log({"mine": 1.0, "weights": model[0].weight, "note": "warmed up"})
-        """
-        given = self._own.named(values, value, options)
-        if self._processes.first:
-            step = self.progress_checker.get_step() - (self._batch_of != "train")
-            epoch = self.progress_checker.get_epoch() - (self._open is None)
-            shared = type(self).test_step is type(self).train_step  # type: ignore[attr-defined]  # the user's
-            self._own.take(given, step, epoch, self._batch_of, shared)
-            if not self._batch_of:
-                self._own_came()
-
-    def _own_came(self) -> None:
-        """An add-on that writes values down may do so at once."""
 
 
 def _meant(value: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 from ...logs.outcome import PARTS
 
 
-class Spent:
+class Usage:
     """Counts seconds by what they went to, and the samples that were trained meanwhile.
 
     Attributes

@@ -92,7 +92,7 @@ class Saver:
     committed : str or None
         The last checkpoint that this process knows to be committed; on process 0 only.
     blocked : float
-        Seconds that the training was kept waiting so far, which the Keeper counts.
+        Seconds that the training was kept waiting so far, which the Checkpointer counts.
     """
 
     def __init__(

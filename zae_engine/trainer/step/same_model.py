@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..face import Face
 from ..object_state import Root, owned_by, trained_tensors
 from ..processes.group import Processes
 from .trained import parameters_of
@@ -21,7 +21,7 @@ _PACKAGE = __name__.partition(".")[0]
 Named = list[tuple[str, Tensor]]
 
 
-class OneModel:
+class SameModel:
     """Compares the parameters of several processes. Every process calls the same methods at the same place.
 
     Parameters
@@ -32,19 +32,19 @@ class OneModel:
         Whose own modules are looked at besides the model, since a second optimizer may train them.
     """
 
-    def __init__(self, processes: Processes, trainer: Any) -> None:
+    def __init__(self, processes: Processes, trainer: Face) -> None:
         self._processes = processes
         self._others: Named = []
         self._before: list[int] = []
         self.look(trainer)
 
-    def look(self, trainer: Any) -> None:
+    def look(self, trainer: Face) -> None:
         """Note what there is to compare beside the model, some of which may be made in the first step only."""
         known = {id(t) for _, t in self._others}
         new = [(name, t) for name, t in self._found(trainer) if id(t) not in known]
         self._others, self._before = [*self._others, *new], [*self._before, *_marks([t for _, t in new])]
 
-    def _found(self, trainer: Any) -> Named:
+    def _found(self, trainer: Face) -> Named:
         """What can be trained beside the model, as far as every process has it."""
         root = Root("trainer", trainer, owned_by(type(trainer), _PACKAGE) | {"model"})
         known = {id(p) for p in trainer.model.parameters()}

@@ -30,15 +30,17 @@ from .. import checks
 from ..data import sampling
 from ..data.plan import named
 from ..data.random_streams import seed_host
-from ..journal.readers import Afterwards
+from ..face import Face, decide
 from ..limits import Duration
 from ..object_state import Root, owned_by, shake
+from ..records.recorder import Recorder
 from ..resume import same_data
-from .resume_trace import Recorder, Trace, first_difference, reason_for
+from ..resume.checkpointer import Checkpointer
+from ..step.placement import Placement
+from .resume_trace import Trace, Tracer, first_difference, reason_for
 
 _GRACE = 5.0  # seconds in which a process whose time is over may end by itself
 _PARTS = ("dataset", "sampler", "collate_fn", "worker_init_fn")
-_NEVER = Duration(1 << 62, "st")
 _UNREPEATABLE = (
     "two runs that nobody interrupted differ there, too: the step or the data depends on the clock, on the system's"
     " random numbers, on a file that changes, or on operations whose result is another each time"
@@ -46,6 +48,10 @@ _UNREPEATABLE = (
 _WORKERS = (
     "the loader's workers draw random numbers, and their streams are in no checkpoint; seeded_samples=True, which is"
     " StateManagerAddon's default, gives each sample streams of its own"
+)
+SEVERAL = (
+    "verify_resume compares runs of one process, but this trainer has several; call it in a script or a session of its"
+    " own, with one device: what makes a run inexact shows there, too"
 )
 _inherited: list[Any] = []  # what a child has of its parent's loaders; if it ended here, the parent's workers would end
 
@@ -84,47 +90,68 @@ class ResumeVerification:
         return f"not exact: {self.differs}{where};\n{self.cause}"
 
 
-def verify_resume(trainer: Any, loader: Any, steps: int, valid_loader: Any, max_time: Any) -> ResumeVerification:
+@dataclass
+class Run:
+    """What is tried: a trainer with a checkpointer, and the loaders of its run."""
+
+    trainer: Face
+    placement: Placement
+    recorder: Recorder
+    checkpointer: Checkpointer
+    loader: Any
+    valid_loader: Any
+
+    @property
+    def valid_sets(self) -> dict[str, Any]:
+        """The validation loaders by name."""
+        return named(self.valid_loader)
+
+    @property
+    def loaders(self) -> list[Any]:
+        """All of them."""
+        return [self.loader, *self.valid_sets.values()]
+
+
+def verify_resume(run: Run, steps: int, max_time: Any) -> ResumeVerification:
     """See `StateManagerAddon.verify_resume`, which is this."""
     checks.check_number("steps", steps, 1, whole=True)
     seconds = Duration.parse(max_time, "max_time", bare=None)
     if seconds.unit != "s":
         raise ValueError(f"max_time={max_time!r} is no time; write '10min', or a timedelta")
-    for name, each in {"loader": loader, **{f"valid_loader {k}": v for k, v in named(valid_loader).items()}}.items():
+    for name, each in {"loader": run.loader, **{f"valid_loader {k}": v for k, v in run.valid_sets.items()}}.items():
         checks.check_loader(each, name)
         if isinstance(each, Iterator):
             raise TypeError(
                 f"{name} is a {type(each).__name__}, which can be walked once, and cannot be gone on with in another"
                 " process; give an iterable that starts anew each time, such as a DataLoader or a list"
             )
-    _check_place(trainer)
-    if other := _other_data(trainer, loader, valid_loader):
+    _check_place(run)
+    if other := _other_data(run):
         return ResumeVerification(False, None, "the data is not what the run in the folder had", other, 0)
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as name:
-        return _Trial(trainer, loader, valid_loader, steps, Path(name), seconds.count).verified()
+        return _Trial(run, steps, Path(name), seconds.count).verified()
 
 
-def _other_data(trainer: Any, loader: Any, valid_loader: Any) -> str | None:
+def _other_data(run: Run) -> str | None:
     """In what the data differ from those of the run that the trainer's folder has, which would be gone on with."""
-    last = committed(trainer.save_path / CHECKPOINTS)[-1:]
+    last = committed(run.checkpointer.journal.folder / CHECKPOINTS)[-1:]
     data = last[0].manifest.get("data") if last else None
-    if not isinstance(data, dict) or last[0].manifest.get("call") != trainer._keeper.calls:
+    if not isinstance(data, dict) or last[0].manifest.get("call") != run.checkpointer.finder.calls:
         return None
-    seed = last[0].manifest.get("seed", trainer.seed)
-    return ";\n".join(same_data.others(data, same_data.look(loader, valid_loader, seed, trainer._processes))) or None
+    seed = last[0].manifest.get("seed", run.trainer.seed)
+    now = same_data.look(run.loader, run.valid_loader, seed, run.placement.processes)
+    return ";\n".join(same_data.others(data, now)) or None
 
 
-def _check_place(trainer: Any) -> None:
+def _check_place(run: Run) -> None:
     """Refuse where the check cannot be made."""
-    if trainer._keeps:
+    if run.checkpointer.is_running:
         raise RuntimeError("verify_resume was called within run(); call it before")
-    if trainer._processes.count > 1 or getattr(trainer, "_forks", False):
-        raise ValueError(
-            "verify_resume compares runs of one process, but this trainer has several; call it in a script or a session"
-            " of its own, with one device: what makes a run inexact shows there, too"
-        )
-    if trainer.device.type != "cpu" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        used = f"trains on {trainer.device}" if trainer.device.type != "cpu" else "is in a process that has used CUDA"
+    if run.placement.processes.count > 1:
+        raise ValueError(SEVERAL)
+    device = run.placement.device
+    if device.type != "cpu" or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        used = f"trains on {device}" if device.type != "cpu" else "is in a process that has used CUDA"
         raise ValueError(
             f"verify_resume forks this process, and forked processes cannot use GPUs, but the trainer {used}; make it"
             " with device='cpu', in a new process: what makes a run inexact shows there, too"
@@ -135,18 +162,17 @@ def _check_place(trainer: Any) -> None:
 
 @dataclass
 class _Trial:
-    trainer: Any
-    loader: Any
-    valid_loader: Any
+    run: Run
     steps: int
     folder: Path
     seconds: float
     run_folder: Path = field(init=False)
     roots: dict[str, Root] = field(init=False)
+    shown_folder: str = field(init=False)
 
     def verified(self) -> ResumeVerification:
         """Run as often as it needs, and compare."""
-        self.roots = self._roots()
+        self.roots, self.shown_folder = self._roots(), str(getattr(self.run.trainer, "save_path", ""))
         whole = self._fork("whole")
         if whole.error is not None:
             return ResumeVerification(False, None, "nothing can be saved", whole.error, 0)
@@ -157,14 +183,14 @@ class _Trial:
         if found is None:
             return ResumeVerification(True, None, None, None, compared)
         cause = reason_for(found, whole, resumed)
-        if cause is None and found.kind == "batch" and not self.trainer.seeded_samples and self._has_workers():
+        if cause is None and found.kind == "batch" and not self.run.trainer.seeded_samples and self._has_workers():
             cause = _WORKERS
         if cause is None and first_difference(whole, self._fork("again", heard=False)) is not None:
             cause = _UNREPEATABLE
         return ResumeVerification(False, found.step, found.words, cause or found.general, compared)
 
     def _has_workers(self) -> bool:
-        return any(getattr(each, "num_workers", 0) for each in (self.loader, *named(self.valid_loader).values()))
+        return any(getattr(each, "num_workers", 0) for each in self.run.loaders)
 
     def _forget_after(self, whole: Trace) -> None:
         """Leave the run folder as a kill right after the checkpoint would."""
@@ -201,7 +227,7 @@ class _Trial:
         if trace is None:
             raise self._late()
         if trace.error is not None:
-            trace.error = trace.error.replace(str(self.run_folder), str(self.trainer.save_path))
+            trace.error = trace.error.replace(str(self.run_folder), self.shown_folder)
         return trace
 
     def _late(self) -> TimeoutError:
@@ -217,40 +243,42 @@ class _Trial:
         pid.write_text(str(os.getpid()))
         signal.signal(signal.SIGALRM, _out_of_time)
         signal.setitimer(signal.ITIMER_REAL, self.seconds)
-        trainer, roots, loaders = self.trainer, self.roots, [self.loader, *named(self.valid_loader).values()]
+        trainer, loaders = self.run.trainer, self.run.loaders
         _part_from_parent(trainer, loaders)
-        _save_into(self.run_folder, trainer)
-        recorder = Recorder(trainer, self.steps, roots, saves=not resumes)
+        decide(trainer, mode="train", log_bar=False, save_path=self.run_folder)
+        self.run.checkpointer.save_elsewhere(self.run_folder)
+        save = None if resumes else partial(setattr, self.run.checkpointer, "due", True)
+        tracer = Tracer(trainer, self.steps, self.roots, save)
         warnings.filterwarnings("ignore", "a checkpoint could not be written")  # which the result tells
-        vars(trainer).update(run_batch=recorder.run_batch, logging=recorder.logging)
+        vars(trainer).update(run_batch=tracer.run_batch, logging=tracer.logging)
         try:
             with nullcontext() if heard else _unheard():
                 if not resumes:
-                    return recorder.trace(self._run)
-                _start_elsewhere(trainer, roots)
-                return recorder.trace(partial(self._run, resume="auto"))
+                    return tracer.trace(self._train)
+                _start_elsewhere(trainer, self.roots)
+                return tracer.trace(partial(self._train, resume="auto"))
         except _OutOfTime:
             return None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             _end_workers(loaders)
 
-    def _run(self, **options: Any) -> None:
-        if self.valid_loader is not None:
-            options |= {"valid_loader": self.valid_loader, "valid_every": f"{self.steps}st"}
-        self.trainer.run(loader=self.loader, max_steps=2 * self.steps, **options)
+    def _train(self, **options: Any) -> None:
+        if self.run.valid_loader is not None:
+            options |= {"valid_loader": self.run.valid_loader, "valid_every": f"{self.steps}st"}
+        self.run.trainer.run(loader=self.run.loader, max_steps=2 * self.steps, **options)
 
     def _roots(self) -> dict[str, Root]:
         """Where what the user wrote can be reached from."""
-        trainer = self.trainer
+        trainer = self.run.trainer
         roots = {
             "trainer": Root("trainer", trainer, owned_by(type(trainer), __name__.partition(".")[0])),
             "model": Root("model", trainer.model),
             "optimizer": Root("optimizer", trainer.optimizer),
             "scheduler": Root("scheduler", trainer.scheduler),
         }
-        valid = {f"valid {name} ".replace("  ", " "): each for name, each in named(self.valid_loader).items()}
-        for words, loader in {"": self.loader, **valid}.items():
+        valid = {f"valid {name} ".replace("  ", " "): each for name, each in self.run.valid_sets.items()}
+        for words, loader in {"": self.run.loader, **valid}.items():
             batches = getattr(loader, "batch_sampler", None)
             parts = [getattr(loader, name, None) for name in _PARTS] + [getattr(batches, "sampler", None)]
             for part in (loader, batches, *parts):
@@ -273,9 +301,9 @@ def _kill(pid: Path) -> None:
         os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
-def _part_from_parent(trainer: Any, loaders: list[Any]) -> None:
+def _part_from_parent(trainer: Face, loaders: list[Any]) -> None:
     """Leave alone what the parent goes on with: workers that stay, and tensors in shared memory."""
-    for copies in (sampling._copies, sampling._streams):
+    for copies in (sampling.copies, sampling.streams):
         _inherited.append(dict(copies))
         copies.clear()
     for loader in loaders:
@@ -291,28 +319,19 @@ def _part_from_parent(trainer: Any, loaders: list[Any]) -> None:
 
 def _end_workers(loaders: list[Any]) -> None:
     """Let workers that stay end by themselves: ended by a signal, they would leave their temporary folders."""
-    copies = chain(sampling._copies.values(), sampling._streams.values())
+    copies = chain(sampling.copies.values(), sampling.streams.values())
     for loader in (*loaders, *(copied[0] for copied in copies)):
         if getattr(loader, "_iterator", None) is not None:
             loader._iterator = None
 
 
-def _save_into(folder: Path, trainer: Any) -> None:
-    keeper = trainer._keeper
-    trainer._decide(mode="train", log_bar=False, save_path=folder)
-    trainer._saving = None
-    keeper.every, keeper.required, keeper._keep = _NEVER, True, (None, 1)
-    trainer._run_log.folder, trainer._run_log.afterwards = folder, Afterwards(draws=False)
-    keeper._best_weights = None  # they are in no checkpoint of this folder
-
-
-def _start_elsewhere(trainer: Any, roots: dict[str, Root]) -> None:
+def _start_elsewhere(trainer: Face, roots: dict[str, Root]) -> None:
     """Be as different from the first run as another process, which knows nothing of it, would be."""
     shake(roots)
     chance = int.from_bytes(os.urandom(4), "little")
     seed_host(chance)
     if not trainer.seed_was_given:
-        trainer._decide(seed=chance)
+        decide(trainer, seed=chance)
 
 
 @contextmanager

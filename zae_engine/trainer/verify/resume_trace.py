@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checkpoint.errors import CheckpointError
 from ..data.random_streams import streams_of
+from ..face import Face
 from ..nests import fingerprint, is_scalar
 from ..object_state import Root, State, states_of
 
@@ -113,23 +114,22 @@ class Difference:
         return _GENERAL.get(self.kind, "something that the step depends on is in no checkpoint")
 
 
-class Recorder:
+class Tracer:
     """Wraps `run_batch` and `logging` of a trainer, and saves after some steps.
 
     Parameters
     ----------
     trainer : Trainer
-        Passed as Any, since its module is above this one.
     steps : int
         After how many of them to save.
     roots : dict of Root
         Where the user's objects are.
-    saves : bool
-        Whether this is the run that is not interrupted.
+    save : callable or None
+        Saves the run that is not interrupted; None in one that goes on.
     """
 
-    def __init__(self, trainer: Any, steps: int, roots: Mapping[str, Root], saves: bool) -> None:
-        self._trainer, self._roots, self._saves = trainer, roots, saves
+    def __init__(self, trainer: Face, steps: int, roots: Mapping[str, Root], save: Callable[[], Any] | None) -> None:
+        self._trainer, self._roots, self._save = trainer, roots, save
         self._run_batch, self._logging = trainer.run_batch, trainer.logging
         began = trainer.progress_checker.get_step() - 1
         self._trace, self._saved_at, self._values = Trace(began), began + steps, dict[str, Any]()
@@ -143,7 +143,7 @@ class Recorder:
             run()
         except Exception as error:
             vars(error).pop("__notes__", None)  # about this trial's folder
-            if self._saves and not isinstance(error, CheckpointError):
+            if self._save is not None and not isinstance(error, CheckpointError):
                 raise
             trace.error = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
         trace.last, trace.ended = self._trainer.progress_checker.get_step() - 1, self._trainer.stop_reason
@@ -160,8 +160,8 @@ class Recorder:
         self._run_batch(batch, **kwargs)
         if noted:
             self._note_after(marks)
-        elif training and self._saves and marks.step == self._saved_at:
-            self._trainer._save_due = True
+        elif training and self._save is not None and marks.step == self._saved_at:
+            self._save()
 
     def logging(self, step_dict: dict[str, Any]) -> None:
         """What `Trainer.logging` does; keep the values."""

@@ -21,7 +21,9 @@ from ..data.per_sample import PerSample, per_sample
 from ..data.plan import BatchPlan
 from ..data.random_streams import generators_kept, set_streams, streams_kept
 from ..data.sampling import like_loader
+from ..face import Face
 from ..processes.group import is_sharded
+from ..step.modes import Modes
 from .step_replay import COARSE_FLOOR, CPU, CannotRunError, Replay, differences
 
 _NORM = "NAME"
@@ -84,8 +86,8 @@ class Verification:
         return f"not invariant: {what} when a batch is cut into {self.pieces} (in {self.precision});\n{self.cause}"
 
 
-def verify(trainer: Any, loader: Any, steps: int) -> Verification:
-    """See `Trainer.verify`, which is this."""
+def verify(trainer: Face, modes: Modes, instead: dict[str, Any], loader: Any, steps: int) -> Verification:
+    """See `Trainer.verify`, which is this; `modes` and `instead` are as `Replay` has them."""
     checks.check_loader(loader, "loader")
     checks.check_number("steps", steps, 1, whole=True)
     if isinstance(loader, Iterator):
@@ -103,14 +105,19 @@ def verify(trainer: Any, loader: Any, steps: int) -> Verification:
         if not batches:
             raise ValueError("the loader gave no batch of at least 2 samples, so there is nothing to cut")
         doubtful = [path for path, cuts in (marks or {}).items() if cuts and not cutting.proven]
+
+        def verified(dtype: torch.dtype) -> Verification:
+            torch.set_default_dtype(dtype)
+            return _verified(Replay(trainer, modes, instead, dtype, marks), batches, doubtful)
+
         try:
-            return _verified(trainer, batches, torch.float64, marks, doubtful)
+            return verified(torch.float64)
         except CannotRunError:
-            return _verified(trainer, batches, torch.float32, marks, doubtful)
+            return verified(torch.float32)
 
 
 @contextmanager
-def _surroundings(trainer: Any, loader: Any) -> Iterator[None]:
+def _surroundings(trainer: Face, loader: Any) -> Iterator[None]:
     """Whatever a step may leave behind is put back; compiled functions run as they are written."""
     gradients = [(p, p.grad) for p in trainer.model.parameters()]  # of a step that uses the model by another name
     dtype = torch.get_default_dtype()
@@ -143,11 +150,8 @@ def _first(loader: Any, steps: int, cutting: PerSample) -> tuple[list[Any], Mark
     return found, marks
 
 
-def _verified(
-    trainer: Any, batches: list[Any], dtype: torch.dtype, marks: Marks | None, doubtful: list[Path]
-) -> Verification:
-    torch.set_default_dtype(dtype)
-    replay, largest, tried = Replay(trainer, dtype, marks), 0.0, dict[str, None]()
+def _verified(replay: Replay, batches: list[Any], doubtful: list[Path]) -> Verification:
+    largest, tried = 0.0, dict[str, None]()
     for batch in batches:
         whole = replay.whole(batch)
         for sizes in _cuts(replay.samples(batch)):

@@ -19,8 +19,8 @@ from .. import checks
 from ..data.cut import Marks, count_samples, slices
 from ..data.random_streams import set_streams
 from ..data.window import Micro, Window
+from ..face import Face, decide
 from ..nests import leaves, map_nest, place
-from ..records.own_values import OwnValues
 from ..step.modes import Modes
 
 CPU = torch.device("cpu")
@@ -29,8 +29,6 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, tor
 # Below this part of the largest gradient, a tensor holds little but rounding, so that it is not its own measure.
 _FLOOR = {torch.float64: 1e-4}
 COARSE_FLOOR = 0.1
-# What Trainer sets and no step looks at; a prepared model cannot always be copied.
-_LEFT_OUT = ("_prepared", "_forward", "_evaluator", "_unproven", "_modes", "weight_buffer")
 
 
 class CannotRunError(RuntimeError):
@@ -55,20 +53,25 @@ class Replay:
     ----------
     trainer : Trainer
         Is not changed.
+    modes : Modes
+        Say which of its submodules train.
+    instead : dict
+        What the copy has in place of the trainer's own attributes.
     dtype : torch.dtype
         Of the copy's floating-point tensors.
     marks : dict, optional
         Which entries of a batch are per sample.
     """
 
-    def __init__(self, trainer: Any, dtype: torch.dtype, marks: Marks | None = None) -> None:
+    def __init__(
+        self, trainer: Face, modes: Modes, instead: dict[str, Any], dtype: torch.dtype, marks: Marks | None = None
+    ) -> None:
         self.marks = marks
         self._dtype, self._seed, self.shards = dtype, trainer.seed, trainer.shards
         self._probe = _copied(trainer, dtype)
-        self._probe._decide(mode="train", device=CPU)
-        self._probe._own = OwnValues(kept=False)
+        decide(self._probe, mode="train", device=CPU, **instead)
         self._model: nn.Module = self._probe.model
-        self._modes, self._still = Modes(), trainer._modes.chosen(trainer.model)
+        self._modes, self._still = Modes(), modes.chosen(trainer.model)
         self._parameters = {own_name(n): p for n, p in self._model.named_parameters() if p.requires_grad}
         self._before = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
         self.error: Exception | None = None
@@ -270,11 +273,11 @@ def differences(whole: Mapping[str, Tensor], pieces: Mapping[str, Tensor], floor
 # ---------------------------------------------------------------------- the copy
 
 
-def _copied(trainer: Any, dtype: torch.dtype) -> Any:
+def _copied(trainer: Face, dtype: torch.dtype) -> Face:
     """A shallow copy of the trainer with modules and tensors of its own, on the CPU; shared ones stay shared."""
     probe, copies = copy.copy(trainer), _Copies()
     try:
-        own = {name: copies.of(value) for name, value in vars(trainer).items() if name not in _LEFT_OUT}
+        own = {name: copies.of(value) for name, value in vars(trainer).items()}
     except Exception as error:
         raise TypeError(
             f"verify needs a deep copy of the model (and of modules that the trainer holds): {error}; keep what cannot"

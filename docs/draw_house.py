@@ -1,4 +1,4 @@
-"""Draw the rooms of the package, and which room imports from which: ``python docs/draw_house.py`` writes docs/house.svg.
+"""Draw the rooms of the package, and which imports from which: ``python docs/draw_house.py`` writes docs/house.svg.
 
 Only arrows that no chain of others stands for are drawn: whoever imports from a room may import from all below it.
 """
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE, PICTURE = ROOT / "zae_engine", ROOT / "docs" / "house.svg"
 # Files that stand in a folder beside rooms, by the name of the box that they are drawn in.
 BESIDE = {"": "zae_engine/", "trainer": "trainer/ (shared)"}
-TOP = {"trainer/trainer", "trainer/calls", "trainer/options"}
+TOP = {"trainer/trainer", "trainer/methods", "trainer/options"}
 ABOVE = "trainer/ (the Trainer)"
 FACES = {"__init__", "trainer/__init__", "trainer/_trainer", "trainer/addons/core", "trainer/console/banner"}
 WIDTH, BOX, GAP, LINE, LETTER = 1240, 214, 26, 15, 6.5
@@ -131,7 +131,8 @@ def box(room: str, lines: list[str], place: tuple[float, float, float]) -> list[
     colour = "#e8f0fe" if room.startswith("trainer") else "#f1f3f5"
     parts = [
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX}" height="{height:.0f}" rx="6" fill="{colour}" stroke="#5b6b82"/>',
-        f'<text x="{x + 8:.0f}" y="{y + 17:.0f}" font-size="12" font-weight="bold" fill="#1c2733">{escape(room)}</text>',
+        f'<text x="{x + 8:.0f}" y="{y + 17:.0f}" font-size="12" font-weight="bold" fill="#1c2733">{escape(room)}'
+        "</text>",
     ]
     for number, line in enumerate(lines):
         at = f'x="{x + 8:.0f}" y="{y + 34 + LINE * number:.0f}"'

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from zae_engine.trainer.journal import readers
+from zae_engine.trainer.journal import history_readers
 
 
 def _without_matplotlib(*_):
     raise ModuleNotFoundError("in the tests' own process, a run draws no picture: it takes longer than most runs here")
 
 
-readers.draw_curves = _without_matplotlib
+history_readers.draw_curves = _without_matplotlib
 
 # Who starts the suite in the background has it, and all that it starts, ignore Ctrl-C; some tests send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -31,19 +31,20 @@ from zae_engine.checkpoint.lock import RunLock
 from zae_engine.checkpoint.retention import retain
 from zae_engine.files import NotPlainError
 from zae_engine.launch.check import check_config
-from zae_engine.launch.document import ConfigError
 from zae_engine.launch.machine import Machine
 from zae_engine.launch.resolve import resolve_config
+from zae_engine.launch.yaml_file import ConfigError
 from zae_engine.logs.cursor import cursors_in
 from zae_engine.logs.curves import steps_of
+from zae_engine.logs.curves_picture import panels_of
 from zae_engine.logs.export import SyncError, export, sync
-from zae_engine.logs.facts import environment_of, settings_of, table_of
-from zae_engine.logs.figures import figures_of
 from zae_engine.logs.history_file import HistoryFile, read_history
 from zae_engine.logs.merging import records_of, resumes_in
 from zae_engine.logs.outcome import is_held
 from zae_engine.logs.reading import Run, RunFolderError, read_run
 from zae_engine.logs.report import render
+from zae_engine.logs.report_figures import figures_of
+from zae_engine.logs.run_tables import environment_of, settings_of, table_of
 from zae_engine.logs.runs import list_runs
 from zae_engine.logs.runs import table_of as table_of_runs
 from zae_engine.logs.summary import summarize, summary_lines

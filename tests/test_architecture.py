@@ -23,7 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up: a module imports what is in its own room, or in one above it in this list. A path belongs to
 # the longest name here that it begins with.
 ROOMS = [
-    ["files", "near", "redaction", "terminal", "_version"],
+    ["files", "suggestions", "redaction", "terminal", "_version"],
     ["launch"],
     ["checkpoint"],
     ["logs"],
@@ -39,7 +39,7 @@ ROOMS = [
     ["trainer/resume/"],
     ["trainer/verify/"],
     ["trainer/options"],
-    ["trainer/calls"],
+    ["trainer/methods"],
     ["trainer/trainer"],
     ["trainer/addons/"],
     ["trainer/__init__", "trainer/_trainer"],

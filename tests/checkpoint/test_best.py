@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from zae_engine.checkpoint.best import direction_of, first_best, is_better, ranked
+from zae_engine.checkpoint.best_rule import direction_of, first_best, is_better, ranked
 
 VALUES = [20.0, math.inf, 25.0, math.nan, None, 25.0, -math.inf, 10**400]
 

@@ -10,7 +10,7 @@ import yaml
 
 from zae_engine._version import __version__
 from zae_engine.cli import main
-from zae_engine.launch.forking import fork_fault
+from zae_engine.launch.fork_fault import fork_fault
 
 FOLDER = Path(__file__).parents[2] / "accelerate_configs"
 GOOD = "distributed_type: 'NO'\nuse_cpu: true\n"

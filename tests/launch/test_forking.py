@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.launch.processes import clean, finish, free_port, start
-from zae_engine.launch.forking import fork_fault, wait_for_gloo
+from zae_engine.launch.fork_fault import fork_fault, wait_for_gloo
 
 # Process 1 comes late, so process 0's callback is there before the exchange is done: gloo's thread runs it, and is busy
 # (without the interpreter's lock) when process 0 forks.
@@ -74,7 +74,7 @@ def test_the_guard_is_registered_once_and_only_among_several_processes():
     script = (
         "import os; found = []; os.register_at_fork = lambda **hooks: found.append(hooks.get('before'))\n"
         "from zae_engine.trainer.processes.device import make_accelerator\n"
-        "from zae_engine.launch.forking import wait_for_gloo\n"
+        "from zae_engine.launch.fork_fault import wait_for_gloo\n"
         "for _ in range(2): make_accelerator('cpu')\n"
         "print(found.count(wait_for_gloo))"
     )

@@ -136,7 +136,7 @@ def test_a_killed_process_leaves_no_worker_even_if_that_hangs(started, loader):
 
 def test_the_workers_of_a_session_end_with_it(started, tmp_path):
     (tmp_path / "session.py").write_text(
-        "import runpy\nfrom zae_engine.launch.workers import run_workers\n"
+        "import runpy\nfrom zae_engine.launch.forked_workers import run_workers\n"
         "run_workers(lambda: runpy.run_path('hangs.py'), 2, 'cpu', {})\n"
     )
     process, value = started([sys.executable, "session.py"], 2)
@@ -146,7 +146,7 @@ def test_the_workers_of_a_session_end_with_it(started, tmp_path):
 
 def test_one_whose_parent_is_gone_already_ends_at_once():
     code = (
-        "import os, time\nfrom zae_engine.launch.kin import end_with_parent\n"
+        "import os, time\nfrom zae_engine.launch.child_processes import end_with_parent\n"
         "reader, writer = os.pipe()\n"
         "middle = os.fork()\n"
         "if not middle:\n"
@@ -166,7 +166,7 @@ def test_one_whose_parent_is_gone_already_ends_at_once():
 
 def test_a_fork_of_the_user_s_own_lives_on():
     code = (
-        "import os, time\nfrom zae_engine.launch.kin import walk\n"
+        "import os, time\nfrom zae_engine.launch.child_processes import walk\n"
         "list(walk([1]))\n"
         "if child := os.fork():\n"
         "    print(child, flush=True)\n"

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed
 
-from zae_engine.launch import workers
+from zae_engine.launch import forked_workers
 from zae_engine.launch.environment import LaunchError
-from zae_engine.launch.workers import WorkerError, check_fork, run_workers
+from zae_engine.launch.forked_workers import WorkerError, check_fork, run_workers
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _nobody_is_left(monkeypatch):
-    monkeypatch.setattr(workers, "_GRACE", 1.0)
+    monkeypatch.setattr(forked_workers, "_GRACE", 1.0)
     before = psutil.Process().children(recursive=True)
     yield
     assert psutil.Process().children(recursive=True) == before

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import ClassVar
 
-from zae_engine.logs.feed import Feed, close
+from zae_engine.logs.logger_feed import Feed, close
 from zae_engine.logs.loggers.logger import Logger
 
 

@@ -15,7 +15,7 @@ from tests.logs.making import STARTED, attempt, checkpoint, note, point, row, st
 from tests.logs.services import BufferingLogger, ReadBackLogger, Service, ServiceLogger, attach, end_all, feed_of
 from zae_engine.logs.cursor import Cursor, cursors_in
 from zae_engine.logs.export import SyncError, export, sync
-from zae_engine.logs.feed import close
+from zae_engine.logs.logger_feed import close
 from zae_engine.logs.merging import records_of
 from zae_engine.logs.reading import RunFolderError
 from zae_engine.trainer.addons import StateManagerAddon

@@ -26,13 +26,13 @@ from tests.logs.services import (
     wait_for,
 )
 from tests.logs.test_merging import write_more
-from zae_engine.logs import feed as feed_module
+from zae_engine.logs import logger_feed as feed_module
 from zae_engine.logs.cursor import Cursor
-from zae_engine.logs.feed import close
+from zae_engine.logs.logger_feed import close
 from zae_engine.logs.loggers.logger import RunInfo
 from zae_engine.logs.merging import records_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
-from zae_engine.trainer.journal import readers
+from zae_engine.trainer.journal import history_readers
 
 STEPS = list(range(1, 13))  # of two epochs
 METHODS = ("start", "log", "flush", "summarize", "keep_file", "finish")
@@ -49,7 +49,7 @@ def _ended():
 def impatient(monkeypatch):
     """Ends wait for a moment only."""
     monkeypatch.setattr(feed_module, "PATIENCE", 0.3)
-    monkeypatch.setattr(readers, "_PATIENCE", 0.3)
+    monkeypatch.setattr(history_readers, "_PATIENCE", 0.3)
 
 
 class Clocked(PlainTrainer):

@@ -14,13 +14,13 @@ from PIL import Image
 from tests.helpers import PlainTrainer, loader, make
 from tests.logs.services import ReadBackLogger, Service, attach, end_all, feed_of
 from zae_engine.logs.export import export
-from zae_engine.logs.feed import close
 from zae_engine.logs.history_file import read_history
+from zae_engine.logs.logger_feed import close
 from zae_engine.logs.merging import picture_in, records_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 from zae_engine.trainer.compose import AddOnBase
 from zae_engine.trainer.records.images import encoded
-from zae_engine.trainer.records.own_values import OwnValues
+from zae_engine.trainer.records.user_values import OwnValues
 
 
 @pytest.fixture(autouse=True)

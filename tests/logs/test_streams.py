@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from zae_engine.logs.streams import import_apart
+from zae_engine.logs.client_streams import import_apart
 
 
 def test_a_client_that_waits_a_random_time_draws_nothing_of_the_training_s():

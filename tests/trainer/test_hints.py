@@ -9,7 +9,7 @@ from torch import nn
 import zae_engine.trainer.addons as all_add_ons
 from tests.helpers import PlainTrainer, data, loader, make, mlp, sgd
 from zae_engine import AddOnBase, Trainer
-from zae_engine.near import nearest
+from zae_engine.suggestions import nearest
 from zae_engine.trainer.addons import CSVLoggerAddon, EarlyStoppingAddon, PrecisionMixerAddon, StateManagerAddon
 from zae_engine.trainer.compose import ADD_ONS, options_of
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..files import LARGE, read_bytes
+from .compared_leaves import Leaves, Numbers, Stream, flat
 from .documents import SUFFIXES, read_document, read_tensors
 from .errors import CheckpointError
 from .folder import Checkpoint, locate, problems_of
-from .leaves import Leaves, Numbers, Stream, flat
 from .tensors import SAFETENSORS
 from .weights import read_weights
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..files import parse_json, read_bytes, writable
-from ..near import nearest, nearest_path
-from . import best
+from ..suggestions import nearest, nearest_path
+from . import best_rule
 from .disk import digest
 from .errors import CheckpointError
 
@@ -102,7 +102,7 @@ class Checkpoint:
         """Name, mode ("min" or "max") and value of what is watched for the best; None without a finite value."""
         watched = _dict(self.manifest.get("monitored"))
         value, mode = _number(watched.get("value")), watched.get("mode")
-        if value is None or not best.is_finite(value) or mode not in best.MODES:
+        if value is None or not best_rule.is_finite(value) or mode not in best_rule.MODES:
             return None
         return str(watched.get("name")), mode, value
 
@@ -261,7 +261,7 @@ def ranked(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     if last is None:
         return []
     values = [(monitored[2], c) for c, monitored in watched if monitored and monitored[:2] == last[:2]]
-    return [checkpoint for _, checkpoint in best.ranked(values, lambda pair: pair[0], last[1])]
+    return [checkpoint for _, checkpoint in best_rule.ranked(values, lambda pair: pair[0], last[1])]
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
@@ -362,7 +362,7 @@ def _best(checkpoints: list[Checkpoint]) -> tuple[Checkpoint | None, list[str]]:
     watched = [_dict(checkpoint.manifest.get("monitored")) for checkpoint in checkpoints]
     if seen := [(str(w["name"]), _number(w.get("value"))) for w in watched if "name" in w]:
         name, values = seen[-1][0], dict.fromkeys(str(value) for _, value in seen)
-        return None, [f"no checkpoint is the best: {name} was never finite ({', '.join(values)}), and {best.RULE}"]
+        return None, [f"no checkpoint is the best: {name} was never finite ({', '.join(values)}), and {best_rule.RULE}"]
     return None, ["no checkpoint has a value that tells the best"]
 
 

@@ -26,9 +26,9 @@ from ..files import LARGE, read_bytes
 from .codec import pack, unpack
 from .disk import write_json
 from .errors import CheckpointError
-from .names import own_names
-from .pieces import Piece, Pieces, local_piece, write_pieces
-from .states import by_name, load_state, read_state
+from .optimizer_states import by_name, load_state, read_state
+from .parameter_names import own_names
+from .sharded_pieces import Piece, Pieces, local_piece, write_pieces
 from .weights import _first, plain
 
 SHARDED, VALUES = "sharded", "values.json"

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..files import replacing
-from ..near import nearest_path
+from ..suggestions import nearest_path
 from ..terminal import PrintableError
 from .errors import CheckpointError
-from .names import own_names
+from .parameter_names import own_names
 from .tensors import SAFETENSORS, as_laid_out, independent, load_safetensors, save_safetensors
 
 _WRAPPERS = ("module.", "_orig_mod.")

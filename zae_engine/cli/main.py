@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from .._version import __version__
-from ..near import nearest
+from ..suggestions import nearest
 from ..terminal import leave, say
 from .checkpoint import checkpoint_app
 from .logs import register
 
 if TYPE_CHECKING:
-    from ..launch.document import Document
     from ..launch.machine import Machine
+    from ..launch.yaml_file import Document
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click under typer 0.15, of typer itself later
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments : sequence of str, optional
         ``sys.argv[1:]`` by default.
     """
-    from ..launch.document import ConfigError
+    from ..launch.yaml_file import ConfigError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -159,7 +159,7 @@ def launch(
 def doctor() -> None:
     """Show devices, versions, the configuration found, variables; try an all-reduce."""
     from ..launch.doctor import describe_variables, describe_versions, find_config, try_reduce
-    from ..launch.forking import fork_fault
+    from ..launch.fork_fault import fork_fault
     from ..launch.machine import this_machine
 
     machine = this_machine()
@@ -203,8 +203,8 @@ def _start(file: Path | None, options: dict[str, Any], command: list[str], modul
 
 def _read(file: Path | None, machine: Machine) -> tuple[Document, str]:
     from ..launch.doctor import find_config
-    from ..launch.document import Document, read_document
     from ..launch.resolve import machine_config
+    from ..launch.yaml_file import Document, read_document
 
     found = str(file) if file is not None else find_config()
     if found is not None:
@@ -221,7 +221,7 @@ def _warn(document: Document, machine: Machine) -> None:
 
 
 def _check_script(command: Sequence[str], module: bool) -> None:
-    from ..launch.document import ConfigError
+    from ..launch.yaml_file import ConfigError
 
     if not command:
         raise ConfigError("there is no script; write `zae launch [FILE] script.py`")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .document import ConfigError, Document, Finding, read_document
-from .keys import check_keys, check_values
+from .accepted_keys import read_schema
+from .key_combinations import RULES, check_machine
+from .key_values import check_keys, check_values
 from .machine import Machine, this_machine
-from .rules import RULES, check_machine
-from .schema import read_schema
+from .yaml_file import ConfigError, Document, Finding, read_document
 
 
 def check_config(path: str | Path, machine: Machine | None = None) -> list[Finding]:

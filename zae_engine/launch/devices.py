@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..near import nearest
+from ..suggestions import nearest
 from .environment import LaunchError, World
 from .machine import Machine
 

@@ -17,9 +17,9 @@ import yaml
 
 from .check import check_document
 from .cluster import Cluster, read_cluster
-from .document import ConfigError, Document, read_document
+from .key_combinations import SHARDED, hides_gpus, starts_many
 from .machine import Machine, this_machine
-from .rules import SHARDED, hides_gpus, starts_many
+from .yaml_file import ConfigError, Document, read_document
 
 # What to train in where a precision is not there: the next one of the same range, or a wider one.
 _INSTEAD = {"fp8": ("bf16", "fp16", "no"), "bf16": ("fp16", "no"), "fp16": ("no",)}

@@ -11,7 +11,7 @@ from ..files import replacing
 from .reading import Run, read_run
 
 if TYPE_CHECKING:
-    from .picture import Picture
+    from .curves_picture import Picture
 
 CURVES = "curves.png"
 
@@ -76,7 +76,7 @@ def figure_of(
         Without matplotlib, with the command that installs it.
     """
     try:
-        from .picture import draw
+        from .curves_picture import draw
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{who} needs matplotlib; install it: pip install 'zae-engine[plot]'") from error
     return draw(rows, steps, resumes, title)

@@ -17,10 +17,10 @@ from .cursor import Cursor, cursors_in
 from .loggers.logger import Logger, Record, RunInfo
 from .loggers.registry import logger_class, require
 from .merging import records_of
-from .origins import ForeignError, check_places, vetted
 from .outcome import is_held
 from .reading import HISTORY, RunFolderError, is_run, read_run
 from .summary import SUMMARY, summarize
+from .trust import ForeignError, check_places, vetted
 
 _CLOSED = ("done", "interrupted", "failed")
 _SOME = 500  # records between two flushes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.best import first_best, is_finite
+from ..checkpoint.best_rule import first_best, is_finite
 from ..checkpoint.folder import CHECKPOINTS, Checkpoint
 from ..files import open_plain
 from .history_file import Line

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint.folder import CHECKPOINTS, Checkpoint, committed
 from ..files import lines_of, may_be_deep, read_json
-from ..near import nearest_path
+from ..suggestions import nearest_path
 from ..terminal import PrintableError
 from .history_file import Line, held, parsed
 from .outcome import Best, Watched, best_of, end_of, number, spent_of, status_of, stretches, watched_of

@@ -10,13 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.best import first_best
+from ..checkpoint.best_rule import first_best
 from ..files import write_text
 from ..terminal import printable
-from .facts import NOTHING, clock, environment_of, settings_of, short, table_of
-from .figures import COLOURS, colour_of, figures_of
 from .history_file import Line
 from .reading import Run, find_runs, is_run, read_run
+from .report_figures import COLOURS, colour_of, figures_of
+from .run_tables import NOTHING, clock, environment_of, settings_of, short, table_of
 from .summary import PARTS, duration, in_units, summarize
 
 REPORT = "report.html"

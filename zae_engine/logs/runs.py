@@ -11,9 +11,9 @@ from typing import Any
 
 from ..checkpoint.folder import near
 from ..terminal import in_line
-from .facts import NOTHING, clock, short
 from .history_file import Line
 from .reading import Run, RunFolderError, find_runs, read_run
+from .run_tables import NOTHING, clock, short
 from .summary import duration
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
-from ..near import nearest
+from ..suggestions import nearest
 from .compose import Seams, options_of, refuse_unknown
 from .limits import Budget, Duration, refuse_short
 from .nests import is_scalar

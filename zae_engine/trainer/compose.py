@@ -8,7 +8,7 @@ from abc import ABCMeta
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ..near import nearest
+from ..suggestions import nearest
 from . import hints
 
 if TYPE_CHECKING:

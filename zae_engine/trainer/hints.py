@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
-from ..near import nearest
+from ..suggestions import nearest
 
 _STEP = "train_step(self, batch), which returns {'loss': loss}"
 _TEST = "test_step(self, batch), which returns {'loss': loss}"

@@ -14,7 +14,7 @@ from .compose import Seams
 from .console.values import check_show
 from .face import Face
 from .processes.device import resolve_accumulation
-from .step.shards import check_shards
+from .step.fixed_shards import check_shards
 
 Check = Callable[[Any, Any], Any]  # of trainer and value; returns the value to keep
 

@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import checks, hints
-from .calls import Calls
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
 from .console.banner import banner, farewell
 from .console.bar import make_bar
@@ -19,18 +18,19 @@ from .console.values import check_show
 from .data.random_streams import draw_seed, streams_kept
 from .data.window import Window
 from .limits import Duration
+from .loop.between_steps import between_steps, end_of_epoch, owes
 from .loop.evaluator import Evaluator
-from .loop.pauses import between_steps, end_of_epoch, owes
 from .loop.session import Session
+from .methods import Methods
 from .nests import merge, place, snapshot
 from .processes.device import Device, resolve_accumulation
-from .processes.guard import check_wait
+from .processes.max_wait import check_wait
 from .records.history import History
 from .records.metrics import check_metrics
 from .records.monitor import Monitor
 from .records.recorder import Recorder
+from .step.fixed_shards import check_shards, one_thread
 from .step.placement import Placement
-from .step.shards import check_shards, one_thread
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,7 +39,7 @@ T = TypeVar("T", bound="Trainer")
 Loader = Iterable[Any]
 
 
-class Trainer(Calls):
+class Trainer(Methods):
     """Trains a model from two methods that you write, `train_step` and `test_step`.
 
     Parameters

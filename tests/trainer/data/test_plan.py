@@ -16,7 +16,7 @@ from torch.utils.data import (
 
 from zae_engine.trainer.data.layout import Layout
 from zae_engine.trainer.data.plan import BatchPlan, named
-from zae_engine.trainer.data.sampling import in_dataset_order
+from zae_engine.trainer.data.sample_ids import in_dataset_order
 from zae_engine.trainer.data.window import Micro
 
 

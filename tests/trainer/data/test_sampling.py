@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from zae_engine.trainer.data.layout import Layout, Start
-from zae_engine.trainer.data.sampling import (
+from zae_engine.trainer.data.sample_ids import (
     Shares,
     _permuted,
     agree_on_generators,

@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.logs.history_file import one_each
-from zae_engine.trainer.journal.lines import StepLines, _columns
+from zae_engine.trainer.journal.history_lines import StepLines, _columns
 from zae_engine.trainer.loop.companion import Companion
 from zae_engine.trainer.records.history import Series
 

@@ -18,7 +18,7 @@ from zae_engine.trainer.data.cut import slices
 from zae_engine.trainer.data.layout import Layout
 from zae_engine.trainer.data.plan import BatchPlan
 from zae_engine.trainer.nests import fingerprint, join
-from zae_engine.trainer.step.shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
+from zae_engine.trainer.step.fixed_shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CPU = torch.device("cpu")

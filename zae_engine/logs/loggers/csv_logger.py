@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from ...files import appending, cut, encoded, open_plain, replacing, spreadsheet_text, write_all
-from ..origins import is_inside, is_named, refuse_elsewhere
+from ..trust import is_inside, is_named, refuse_elsewhere
 from .logger import Logger, Record, RunInfo
 from .registry import check_settings
 

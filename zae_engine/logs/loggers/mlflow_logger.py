@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from ...checkpoint.best import is_better
+from ...checkpoint.best_rule import is_better
 from ..history_file import FOLDER_OF_PICTURES
 from .logger import Logger, Record, RunInfo, flat
 from .registry import check_settings, installed

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from ...files import lines_of
-from ..streams import keep_apart
+from ..client_streams import keep_apart
 from .logger import Logger, Record, RunInfo
 from .network import unreachable
 from .registry import check_settings

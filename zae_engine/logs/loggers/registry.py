@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...near import nearest
+from ...suggestions import nearest
 from .logger import Logger
 
 LOGGERS: dict[str, str] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..origins import is_inside, is_name, is_named, refuse_elsewhere
+from ..trust import is_inside, is_name, is_named, refuse_elsewhere
 from .logger import Logger, Record, RunInfo, flat
 from .registry import check_settings
 

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-from ..origins import is_name
+from ..trust import is_name
 from .logger import Logger, Record, RunInfo, flat
 from .registry import check_settings, hint, installed
 

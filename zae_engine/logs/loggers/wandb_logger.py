@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...checkpoint.best import is_better
-from ..origins import is_name
+from ...checkpoint.best_rule import is_better
+from ..trust import is_name
 from .logger import Logger, Record, RunInfo, flat
 from .network import no_wandb_reports, unreachable
 from .registry import check_settings
@@ -21,7 +21,7 @@ from .wandb_account import has_key, refusal
 from .wandb_commit import join_rows
 from .wandb_file import pieces_of, read_steps, settle
 from .wandb_metadata import clean_command
-from .wandb_origins import LABELS, settings_in, wandb_admits
+from .wandb_trust import LABELS, settings_in, wandb_admits
 
 _OWN = ("log_model",)
 _MODES = ("online", "offline", "disabled", "shared")

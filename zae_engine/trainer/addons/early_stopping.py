@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...checkpoint.best import is_better, is_finite
+from ...checkpoint.best_rule import is_better, is_finite
 from ..checks import check_number
 from ..compose import AddOnBase
 from ..options import number, setting

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from ...logs.feed import Feed, close
+from ...logs.logger_feed import Feed, close
 from ...logs.loggers.logger import Logger
 from ...logs.loggers.registry import LOGGERS, logger_class, require
-from ...near import nearest
+from ...suggestions import nearest
 from ..journal.settings import plain_settings
 from ..options import fixed
 from .run_folder import RunFolderAddon

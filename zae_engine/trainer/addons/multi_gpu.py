@@ -14,10 +14,10 @@ from accelerate.utils import patch_environment
 
 from ...launch import devices as lists
 from ...launch.environment import by_accelerate, enter
+from ...launch.forked_workers import check_fork, run_workers
 from ...launch.machine import look
 from ...launch.resolve import write_config
 from ...launch.start import interactive, restart
-from ...launch.workers import check_fork, run_workers
 from ..compose import AddOnBase
 from ..data.plan import named
 from ..data.random_streams import generators_of
@@ -26,7 +26,7 @@ from ..processes.device import resolve_precision
 from ..records.epoch_log import EpochLog
 from ..records.recorder import Recorder
 from ..step.placement import Placement
-from ..step.trained import Trained, put_trained
+from ..step.trained_parameters import Trained, put_trained
 from .mix_precision import PrecisionMixerAddon, choose
 
 # Of what a run leaves in the trainer, that which nothing else brings back to a session; the last is of add-ons.

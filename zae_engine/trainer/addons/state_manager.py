@@ -9,7 +9,7 @@ from typing import Any
 
 from ...checkpoint.errors import CheckpointError
 from ...checkpoint.folder import Checkpoint
-from ...near import nearest
+from ...suggestions import nearest
 from ..checks import check_choice, check_number, read_limits
 from ..console.bar import make_bar
 from ..journal.settings import differences

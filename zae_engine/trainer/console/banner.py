@@ -8,10 +8,10 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from ..._version import __version__
-from ...launch.forking import fork_fault
+from ...launch.fork_fault import fork_fault
 from ...logs.summary import advice, effort_lines, shares_of
 from ..loop.session import Session
-from ..records.usage import loader_facts, peak_memory
+from ..records.time_and_memory import loader_facts, peak_memory
 
 _PRECISIONS = {"no": "fp32"}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...logs.panels import part_of
-from ...near import nearest
+from ...suggestions import nearest
 
 Row = Mapping[str, Any]  # of the history
 _MANY = 10  # values in one line

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..hangs.waits import Waits
 from ..nests import fingerprint
 from ..processes.group import Processes
+from .batch_entries import collates_as_usual, per_sample, sizes_of
 from .cut import Marks, count_samples, cut, slices
 from .layout import Layout, Share, Start, ids_hash, nothing
-from .per_sample import collates_as_usual, per_sample, sizes_of
 from .random_streams import OwnStreams, base_seed, draw_seed
-from .sampling import agree_on_generators, is_known, length_of, shared_copy, with_stream_seeds
+from .sample_ids import agree_on_generators, is_known, length_of, shared_copy, with_stream_seeds
 from .seeded_samples import SeededStream, draws_nothing
 from .window import Counting, Micro, Window
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import dataloader
 
-from ...launch import kin
+from ...launch import child_processes
 from .loader_workers import describe_awaited, let_tell, lost_workers
 
 NOTICE = 30.0  # seconds after which a wait is told
@@ -64,7 +64,7 @@ class Waits:
         """Begin to walk over a loader; whoever waits for its workers does not do so for ever."""
         if getattr(loader, "num_workers", 0):
             let_tell()
-        iterator = kin.walk(loader)
+        iterator = child_processes.walk(loader)
         multiprocessing = getattr(dataloader, "_MultiProcessingDataLoaderIter", ())
         if isinstance(iterator, multiprocessing) and not iterator._timeout and "_try_get_data" not in vars(iterator):
             vars(iterator)["_try_get_data"] = _Patience(iterator, self)

@@ -27,8 +27,8 @@ from ..processes.signals import Interrupted
 from ..records.recorder import Recorder
 from ..step.placement import Placement
 from ..warn import warn
-from .lines import StepLines
-from .readers import Readers, end_line
+from .history_lines import StepLines
+from .history_readers import Readers, end_line
 from .run_json import note_attempt
 
 _MEMORY = ("standing", "after", "origin", "begins_file")

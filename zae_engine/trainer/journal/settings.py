@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..._version import __version__
-from ...checkpoint.names import own_name
+from ...checkpoint.parameter_names import own_name
 from ...redaction import HIDDEN, is_secret_name, redact
 from ...redaction import without_secrets as without_secrets  # where it has been looked for
 from ...terminal import in_line

@@ -6,9 +6,9 @@ from typing import NoReturn, Protocol
 
 from ..face import Face
 from ..limits import Interval
-from ..records.call import Call
-from ..step.trained import Trained
-from .midway import Loaded, Open
+from ..records.run_call import Call
+from ..step.trained_parameters import Trained
+from .open_epoch import Loaded, Open
 
 
 class Present(Protocol):

@@ -12,7 +12,7 @@ import torch
 from .. import checks
 from ..data.plan import BatchPlan
 from ..data.random_streams import generators_kept
-from ..data.sampling import in_dataset_order
+from ..data.sample_ids import in_dataset_order
 from ..data.window import Window
 from ..face import Face
 from ..nests import map_nest, place, snapshot, to_cpu

@@ -17,19 +17,19 @@ from ..data.random_streams import (
     set_streams,
     streams_of,
 )
-from ..data.sampling import check_shared, set_epoch
+from ..data.sample_ids import check_shared, set_epoch
 from ..face import Face
 from ..limits import Budget, Duration, Interval
 from ..processes.agreement import NOTHING, Agreement, Wish
-from ..records.call import Call
 from ..records.gather import restore_log
 from ..records.recorder import Recorder
+from ..records.run_call import Call
 from ..step.placement import Placement
 from ..step.update import spreads
 from ..warn import warn
 from .companion import CalledAway, Companion
 from .evaluator import Evaluator
-from .midway import Loaded, Midway, Open
+from .open_epoch import Loaded, Midway, Open
 
 
 class Session:

@@ -15,10 +15,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 
 from ...launch import environment
+from ...launch.child_processes import end_with_launcher
 from ...launch.environment import World
-from ...launch.forking import guard_forks
-from ...launch.kin import end_with_launcher
-from ...launch.meeting import meeting
+from ...launch.first_meeting import meeting
+from ...launch.fork_fault import guard_forks
 from ...launch.rendezvous import with_fresh_store
 from ..checks import check_number
 from ..warn import warn

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..nests import is_scalar, leaves
-from .fetch import read, to_host
+from .to_host import read, to_host
 
 Sums = dict[str, tuple[float, float]]
 _NUMBERS: tuple[type[float], ...] = (float, int, bool)

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.best import direction_of, is_finite, ranked, resolved
+from ...checkpoint.best_rule import direction_of, is_finite, ranked, resolved
 from ...files import replacing, spreadsheet_text
 from ...logs.curves import figure_of
 from .epoch_log import EpochLog as EpochLog

@@ -10,7 +10,7 @@ import torch
 
 from ..nests import map_nest, to_cpu
 from ..processes.group import Processes
-from .routes import Route
+from .metric_inputs import Route
 
 _NEEDED = ("update", "compute", "reset")
 

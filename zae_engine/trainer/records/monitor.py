@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...checkpoint.best import MODES, RULE, direction_of, is_better, is_finite, resolved
+from ...checkpoint.best_rule import MODES, RULE, direction_of, is_better, is_finite, resolved
 from .. import checks
 
 Row = Mapping[str, Any]

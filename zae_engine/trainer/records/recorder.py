@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checkpoint.best import RULE, is_finite
+from ...checkpoint.best_rule import RULE, is_finite
 from ...redaction import redact
 from .. import checks
 from ..console.bar import make_bar
@@ -21,17 +21,17 @@ from ..nests import as_float, is_scalar
 from ..processes.group import Processes
 from ..warn import warn
 from .best_weights import BestWeights
-from .call import Call
 from .counters import ProgressChecker
 from .epoch_log import EpochLog
 from .gather import put_together
 from .history import History, Row
+from .metric_inputs import Route
 from .metrics import Measures, check_metrics
 from .monitor import Monitor
-from .own_values import OwnValues
 from .rates import rates_of
-from .routes import Route
-from .usage import Usage
+from .run_call import Call
+from .time_and_memory import Usage
+from .user_values import OwnValues
 
 _MUCH = 256 * 2**20  # bytes that are not kept for nobody without a word
 

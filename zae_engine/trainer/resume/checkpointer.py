@@ -18,15 +18,15 @@ from ..face import Face
 from ..journal.journal import Journal
 from ..limits import Duration, Interval
 from ..loop.companion import Companion, Present
-from ..loop.midway import Loaded
+from ..loop.open_epoch import Loaded
 from ..loop.standing import Standing
 from ..processes.group import Processes, is_sharded
 from ..processes.signals import Interrupted, signals_noted
 from ..step.placement import Placement
 from ..warn import warn
+from .checkpoint_writer import STATE, Contents, Saver
 from .finder import Finder
 from .trainer_state import TrainerState
-from .writer import STATE, Contents, Saver
 
 FAILED = "a checkpoint could not be written: "
 _A_WHILE = 3.0  # seconds that a run that broke off waits for the files of the other processes

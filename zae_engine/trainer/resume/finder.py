@@ -10,11 +10,11 @@ from ...checkpoint.folder import CHECKPOINTS, Checkpoint, choose, committed
 from ..face import Face
 from ..journal.journal import Journal
 from ..limits import Budget, Duration
-from ..loop.midway import Loaded
+from ..loop.open_epoch import Loaded
 from ..loop.standing import Standing
 from ..step.placement import Placement
 from ..warn import warn
-from .best_kept import BestKept, is_inside
+from .best_in_checkpoints import BestKept, is_inside
 from .position import conclude
 from .trainer_state import TrainerState, fitting
 

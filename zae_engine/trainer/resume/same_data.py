@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data.plan import named
 from ..data.random_streams import OwnStreams, mix, seed_host
-from ..data.sampling import set_epoch
+from ..data.sample_ids import set_epoch
 from ..data.seeded_samples import draws_nothing, fetch
 from ..data.subsets import split_of
 from ..hangs.waits import WaitError

@@ -16,20 +16,20 @@ from ...checkpoint.deepspeed import load_engine, save_engine
 from ...checkpoint.documents import SUFFIXES, read_document, read_tensors
 from ...checkpoint.errors import CheckpointError
 from ...checkpoint.folder import Checkpoint
-from ...checkpoint.names import own_name, own_names
+from ...checkpoint.parameter_names import own_name, own_names
 from ...checkpoint.sharded import SHARDED, VALUES, load_sharded, take_shards
 from ...checkpoint.weights import WeightsError, load_weights, own_state
 from ..face import Face, decide
 from ..journal.settings import IN_EVAL
-from ..loop.midway import Loaded, Open
+from ..loop.open_epoch import Loaded, Open
 from ..processes.group import Processes, is_sharded
 from ..records.best_weights import BestWeights
 from ..records.recorder import Recorder
 from ..step.placement import Placement
-from ..step.trained import Trained, put_trained
+from ..step.trained_parameters import Trained, put_trained
 from ..warn import warn
+from .checkpoint_writer import BEST, MODEL, STATE, Contents, own_stem
 from .position import go_to, own_part, position_of
-from .writer import BEST, MODEL, STATE, Contents, own_stem
 
 Nest = dict[str, Any]
 

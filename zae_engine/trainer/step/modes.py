@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ...checkpoint.names import own_name
+from ...checkpoint.parameter_names import own_name
 
 
 class Modes:

@@ -22,11 +22,11 @@ from ..face import Face, decide
 from ..processes.agreement import refuse_different
 from ..processes.device import Device, make_accelerator
 from ..processes.group import Processes, is_sharded
-from ..processes.guard import Guard
+from ..processes.max_wait import Guard
+from .fixed_shards import ShardSum, check_divides
 from .modes import Modes
 from .same_model import SameModel
-from .shards import ShardSum, check_divides
-from .trained import Trained, in_words
+from .trained_parameters import Trained, in_words
 from .update import (
     DelegatedUpdate,
     NoUpdate,

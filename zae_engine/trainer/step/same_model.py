@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ..face import Face
 from ..object_state import Root, owned_by, trained_tensors
 from ..processes.group import Processes
-from .trained import parameters_of
+from .trained_parameters import parameters_of
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ULPS = 4  # how far apart one update may put two processes that compute on different processors

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from ..data.window import Items, Micro, Window
 from ..processes.group import is_sharded
-from .shards import ShardSum
-from .trained import in_words
+from .fixed_shards import ShardSum
+from .trained_parameters import in_words
 
 Step = Callable[[Any], dict[str, Any]]
 

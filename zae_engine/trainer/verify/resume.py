@@ -25,9 +25,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from ...checkpoint.folder import CHECKPOINTS, committed
-from ...launch.workers import WorkerError, run_workers
+from ...launch.forked_workers import WorkerError, run_workers
 from .. import checks
-from ..data import sampling
+from ..data import sample_ids
 from ..data.plan import named
 from ..data.random_streams import seed_host
 from ..face import Face, decide
@@ -303,7 +303,7 @@ def _kill(pid: Path) -> None:
 
 def _part_from_parent(trainer: Face, loaders: list[Any]) -> None:
     """Leave alone what the parent goes on with: workers that stay, and tensors in shared memory."""
-    for copies in (sampling.copies, sampling.streams):
+    for copies in (sample_ids.copies, sample_ids.streams):
         _inherited.append(dict(copies))
         copies.clear()
     for loader in loaders:
@@ -319,7 +319,7 @@ def _part_from_parent(trainer: Face, loaders: list[Any]) -> None:
 
 def _end_workers(loaders: list[Any]) -> None:
     """Let workers that stay end by themselves: ended by a signal, they would leave their temporary folders."""
-    copies = chain(sampling.copies.values(), sampling.streams.values())
+    copies = chain(sample_ids.copies.values(), sample_ids.streams.values())
     for loader in (*loaders, *(copied[0] for copied in copies)):
         if getattr(loader, "_iterator", None) is not None:
             loader._iterator = None

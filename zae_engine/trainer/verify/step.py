@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...checkpoint.names import own_name
+from ...checkpoint.parameter_names import own_name
 from .. import checks
+from ..data.batch_entries import PerSample, per_sample
 from ..data.cut import Marks, Path, count_samples, even_edges, in_words
-from ..data.per_sample import PerSample, per_sample
 from ..data.plan import BatchPlan
 from ..data.random_streams import generators_kept, set_streams, streams_kept
-from ..data.sampling import like_loader
+from ..data.sample_ids import like_loader
 from ..face import Face
 from ..processes.group import is_sharded
 from ..step.modes import Modes

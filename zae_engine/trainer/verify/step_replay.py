@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...checkpoint.names import own_name
+from ...checkpoint.parameter_names import own_name
 from .. import checks
 from ..data.cut import Marks, count_samples, slices
 from ..data.random_streams import set_streams

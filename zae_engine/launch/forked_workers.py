@@ -23,8 +23,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
+from .child_processes import end_with_parent
 from .environment import LaunchError
-from .kin import end_with_parent
 
 V = TypeVar("V")
 

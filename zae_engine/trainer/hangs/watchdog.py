@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .peers import Peers, several
+from .thread_place import CODE, standing_of
 from .waits import Waits, say
-from .whereabouts import CODE, standing_of
 
 _TICK = 1.0  # seconds between two looks
 _GRACE = 10.0  # seconds after the limit in which a process may end by itself

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .document import Document, Finding
 from .machine import Machine
+from .yaml_file import Document, Finding
 
 # What Accelerate starts through torch's elastic launcher, and with it without ACCELERATE_USE_CPU.
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ...logs.curves import CURVES, draw_curves
-from ...logs.feed import Feed, close
 from ...logs.history_file import Line
+from ...logs.logger_feed import Feed, close
 from ...logs.loggers.logger import RunInfo
 from ...logs.reading import Run, read_run
 from ...logs.summary import SUMMARY, effort_lines, write_summary
 from ..compose import Seams
 from ..records.recorder import Recorder
-from ..records.usage import loader_facts, peak_memory
+from ..records.time_and_memory import loader_facts, peak_memory
 
 _SOON = 60.0  # seconds between two pictures of a run that goes on, at least
 _SHARE = 100  # of the time may go to them: one part in so many

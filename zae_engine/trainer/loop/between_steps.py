@@ -10,7 +10,7 @@ from ..console.values import epoch_line, unknown_in
 from ..data.random_streams import loader_states, put_loader_states
 from ..limits import step_scheduler
 from ..records.epoch_log import pooled
-from ..step.trained import Trained
+from ..step.trained_parameters import Trained
 from ..warn import warn
 from .companion import CalledAway
 from .session import Session

@@ -24,7 +24,7 @@ from .verify.step import Verification, verify
 Path = str | PathLike[str]
 
 
-class Calls(Face):
+class Methods(Face):
     """The names of a trainer, and the parts behind them; `Trainer` adds the loop."""
 
     model: nn.Module = setting(options.module, "_place.awaits_epoch")

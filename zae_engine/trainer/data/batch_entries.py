@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from ...launch.kin import walk
+from ...launch.child_processes import walk
 from ..nests import fingerprint, is_nest, leaves
 from .cut import (
     CutError,
@@ -29,7 +29,7 @@ from .cut import (
     sample_lists,
 )
 from .random_streams import OwnStreams, generators_kept
-from .sampling import like_loader
+from .sample_ids import like_loader
 
 _SIZES = (2, 3)  # of the batches that are made to be compared
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from ..redaction import redact
 from ..terminal import printable
+from .client_streams import import_apart, keep_apart
 from .cursor import Cursor
 from .loggers.logger import Logger, RunInfo
 from .merging import Tail
-from .origins import check_begin
-from .streams import import_apart, keep_apart
+from .trust import check_begin
 
 AGAIN = 60.0  # seconds until a logger that raised is tried again; each further time twice as many
 SLOW = 60.0  # seconds after which a call is told to hang

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..origins import is_inside, is_name
+from ..trust import is_inside, is_name
 
 LABELS = frozenset(
     {"entity", "project", "name", "notes", "tags", "config_exclude_keys", "config_include_keys", "allow_val_change",

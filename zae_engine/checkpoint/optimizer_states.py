@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from .codec import unpack
 from .errors import CheckpointError
-from .names import own_name
-from .pieces import Pieces
+from .parameter_names import own_name
+from .sharded_pieces import Pieces
 
 _ROOT = "optimizer/state/"
 

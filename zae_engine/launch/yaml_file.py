@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from ..files import read_bytes
-from ..near import nearest
+from ..suggestions import nearest
 from ..terminal import PrintableError
 
 _LARGEST = 1 << 18  # bytes; parsing takes 10 s a megabyte

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .document import Document, Finding, near
-from .schema import COMPLETED, PREFIXES, SECTIONS, Schema
+from .accepted_keys import COMPLETED, PREFIXES, SECTIONS, Schema
+from .yaml_file import Document, Finding, near
 
 # `accelerate config` writes the left ones; Accelerate reads the right ones.
 _MISNAMED = {

@@ -15,8 +15,8 @@ from ..face import Face
 from ..processes.group import Processes, is_sharded
 from ..records.best_weights import BestWeights
 from ..warn import warn
+from .checkpoint_writer import BEST, MODEL, Contents, publish
 from .trainer_state import best_of, with_twins
-from .writer import BEST, MODEL, Contents, publish
 
 Nest = dict[str, Any]
 

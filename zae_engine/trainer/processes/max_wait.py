@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from accelerate.utils import InitProcessGroupKwargs
 
-from ...launch.kin import has_workers
+from ...launch.child_processes import has_workers
 from ..face import Face
 from ..hangs.loader_workers import let_tell
 from ..hangs.peers import Peers, address
 from ..hangs.waits import Waits
-from ..hangs.watch import Watch
+from ..hangs.watchdog import Watch
 from ..limits import Duration
 from .group import Processes
 

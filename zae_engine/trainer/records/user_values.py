@@ -16,8 +16,8 @@ from torch import Tensor
 from ...logs.history_file import FOLDER_OF_PICTURES, Line
 from ..nests import is_scalar, snapshot
 from ..warn import warn
-from .fetch import read
 from .images import encoded, is_picture
+from .to_host import read
 
 OWN = "own/"  # in front of a name that is the trainer's
 _TAKEN = ("epoch", "kind", "lr", "samples/s", "step", "time", "waiting for data")

@@ -16,7 +16,14 @@ PACKAGE, PICTURE = ROOT / "zae_engine", ROOT / "docs" / "house.svg"
 BESIDE = {"": "zae_engine/", "trainer": "trainer/ (shared)"}
 TOP = {"trainer/trainer", "trainer/methods", "trainer/options"}
 ABOVE = "trainer/ (the Trainer)"
-FACES = {"__init__", "trainer/__init__", "trainer/_trainer", "trainer/addons/core", "trainer/console/banner"}
+FACES = {
+    "__init__",
+    "trainer/__init__",
+    "trainer/_trainer",
+    "trainer/addons/core",
+    "trainer/addons/mpu",
+    "trainer/console/banner",
+}
 WIDTH, BOX, GAP, LINE, LETTER = 1240, 214, 26, 15, 6.5
 
 

@@ -256,8 +256,8 @@ def test_what_is_nested_is_passed_over(tmp_path):
 
 ELSEWHERE = {  # the places that write no file of a run: a configuration or a temporary folder
     ("launch/resolve.py", "write_text"),
-    ("launch/workers.py", "write_bytes"),
-    ("launch/workers.py", "open"),
+    ("launch/forked_workers.py", "write_bytes"),
+    ("launch/forked_workers.py", "open"),
     ("trainer/verify/resume.py", "write_text"),
 }
 

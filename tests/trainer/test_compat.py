@@ -10,10 +10,11 @@ from zae_engine.trainer import ProgressChecker, T, Trainer
 from zae_engine.trainer._trainer import ProgressChecker as OldProgressChecker
 from zae_engine.trainer._trainer import T as OldT
 from zae_engine.trainer._trainer import Trainer as OldTrainer
-from zae_engine.trainer.addons import AddOnBase, PrecisionMixerAddon
+from zae_engine.trainer.addons import AddOnBase, MultiGPUAddon, PrecisionMixerAddon
 from zae_engine.trainer.addons.core import AddOnBase as OldAddOnBase
 from zae_engine.trainer.addons.core import T as OldAddonT
 from zae_engine.trainer.addons.mix_precision import PrecisionMixerAddon as OldPrecisionMixerAddon
+from zae_engine.trainer.addons.mpu import MultiGPUAddon as OldMultiGPUAddon
 
 
 class OldStyleTrainer(Trainer):
@@ -77,6 +78,7 @@ def test_the_old_import_paths_lead_to_the_same_objects():
     assert OldProgressChecker is ProgressChecker
     assert OldAddOnBase is AddOnBase
     assert OldPrecisionMixerAddon is PrecisionMixerAddon
+    assert OldMultiGPUAddon is MultiGPUAddon
 
 
 def test_an_old_style_subclass_trains():

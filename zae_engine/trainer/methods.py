@@ -165,7 +165,10 @@ class Methods(Face):
         cur_loss : float
             NaN and infinities are never better, nor is an equal value.
         """
-        return self._recorder.best.take(self.model, cur_epoch, cur_loss)
+        best = self._recorder.best
+        if better := best.is_beaten_by(cur_loss):
+            best.keep(self.model, cur_epoch, cur_loss)
+        return better
 
     def stop(self, reason: str) -> None:
         """End the run after the current step, with its epoch closed as usual.

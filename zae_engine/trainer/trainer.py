@@ -22,7 +22,7 @@ from .loop.between_steps import between_steps, end_of_epoch, owes
 from .loop.evaluator import Evaluator
 from .loop.session import Session
 from .methods import Methods
-from .nests import merge, place, snapshot
+from .nests import merge, snapshot
 from .processes.device import Device, resolve_accumulation
 from .processes.max_wait import check_wait
 from .records.history import History
@@ -313,9 +313,7 @@ class Trainer(Methods):
                 return Trainer.run_batch(self, batch, **kwargs)
         session, recorder, training = self._session, self._recorder, self.mode == "train"
         recorder.batch_of = self.mode
-        if self._place.moves:
-            batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
-        window = (session.plans.get(self.mode) or session.plan(None)).window(batch)
+        window = session.window(batch)
         if training:
             if self.model.training is not self._place.modes.root:  # put into eval() meanwhile, to sample from it, say
                 self._place.modes.train(self.model)

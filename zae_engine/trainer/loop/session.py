@@ -18,8 +18,10 @@ from ..data.random_streams import (
     streams_of,
 )
 from ..data.sample_ids import check_shared, set_epoch
+from ..data.window import Window
 from ..face import Face
 from ..limits import Budget, Duration, Interval
+from ..nests import place as to_device
 from ..processes.agreement import NOTHING, Agreement, Wish
 from ..records.gather import restore_log
 from ..records.recorder import Recorder
@@ -162,6 +164,13 @@ class Session:
             return self.evaluator.plan(self.trainer, loader, epoch)
         exceeds = self._go_beyond if epoch else None
         return self.place.plan(self.trainer, loader, epoch, start, exceeds, self.keeps_ids)
+
+    def window(self, batch: Any) -> Window:
+        """The window of a batch of the present plan, on this process's device."""
+        place, mode = self.place, self.trainer.mode
+        if place.moves:
+            batch = to_device(batch, place.device, non_blocking=place.device.type == "cuda")
+        return (self.plans.get(mode) or self.plan(None)).window(batch)
 
     def _go_beyond(self, batches: int, length: int) -> None:
         """Say that a loader gives more than its length; refuse a schedule that ends before the run for that."""

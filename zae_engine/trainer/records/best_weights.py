@@ -78,16 +78,17 @@ class BestWeights:
             self.forget()
         return before
 
-    def take(self, model: nn.Module, epoch: int, value: float) -> bool:
-        """Keep a copy of the model's weights if the value is better than all before; return whether it is."""
-        better = self.monitor.better(value, self.value)
-        if better:
-            self.value = float(value)
-            # On the CPU, so that the copy takes no memory of the device; a copy, since the live weights go on changing.
-            spread = any(hasattr(p, "ds_id") for p in model.parameters())  # ZeRO-3 leaves nothing of them here
-            state = whole_state(model) if spread else own_state(model)
-            self.weights = {"epoch": [epoch], "weight": [_copies(state)]}
-        return better
+    def is_beaten_by(self, value: float) -> bool:
+        """Whether a value is better than all before; NaN and infinities never are, nor is an equal one."""
+        return self.monitor.better(value, self.value)
+
+    def keep(self, model: nn.Module, epoch: int, value: float) -> None:
+        """Keep a copy of the model's weights, with the value that they have."""
+        self.value = float(value)
+        # On the CPU, so that the copy takes no memory of the device; a copy, since the live weights go on changing.
+        spread = any(hasattr(p, "ds_id") for p in model.parameters())  # ZeRO-3 leaves nothing of them here
+        state = whole_state(model) if spread else own_state(model)
+        self.weights = {"epoch": [epoch], "weight": [_copies(state)]}
 
     def apply(self, model: nn.Module, filename: Path | None, strict: bool, rows: list[Row]) -> None:
         """Put the best weights, or a file's, into a model; the history's rows tell why there are none."""

@@ -14,7 +14,7 @@ SCRIPT = """
 import os, threading, time
 import torch
 import torch.distributed as dist
-from zae_engine.launch import forking
+from zae_engine.launch import fork_fault
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -31,7 +31,7 @@ else:
         over.append(threading.get_native_id())
 
     if "GUARDED" in os.environ:
-        os.register_at_fork(before=forking.wait_for_gloo)
+        os.register_at_fork(before=fork_fault.wait_for_gloo)
     dist.all_reduce(torch.ones(1), async_op=True).get_future().then(busy)
     assert started.wait(20)
     if not (child := os.fork()):

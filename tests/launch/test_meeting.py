@@ -13,11 +13,11 @@ SCRIPT = """
 import sys, warnings
 from datetime import timedelta
 from accelerate.utils import InitProcessGroupKwargs
-from zae_engine.launch import meeting
+from zae_engine.launch import first_meeting
 from zae_engine.trainer.processes.device import make_accelerator
 
 warnings.simplefilter("ignore")
-meeting.SLOW = float(sys.argv[1])
+first_meeting.SLOW = float(sys.argv[1])
 make_accelerator("cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=float(sys.argv[2])))])
 """
 

@@ -252,7 +252,7 @@ def test_an_error_at_the_end_is_told_when_the_process_ends(tmp_path):
 from tests.helpers import PlainTrainer, loader, make
 from tests.logs.services import Service, attach, feed_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon
-from zae_engine.trainer.journal import readers
+from zae_engine.trainer.journal import history_readers
 trainer = attach(make(PlainTrainer.add_on(StateManagerAddon), save_path={str(tmp_path / "run")!r}),
                  feed_of(Service({{"finish": RuntimeError("quota")}})))
 trainer.run(1, loader())

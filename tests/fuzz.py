@@ -36,7 +36,6 @@ from zae_engine.launch.resolve import resolve_config
 from zae_engine.launch.yaml_file import ConfigError
 from zae_engine.logs.cursor import cursors_in
 from zae_engine.logs.curves import steps_of
-from zae_engine.logs.curves_picture import panels_of
 from zae_engine.logs.export import SyncError, export, sync
 from zae_engine.logs.history_file import HistoryFile, read_history
 from zae_engine.logs.merging import records_of, resumes_in

@@ -234,7 +234,7 @@ class Fuzz:
         return [*readers, lambda: export(self.run, "csv", {}), lambda: sync(self.run)]
 
     def _read_run(self) -> None:
-        from zae_engine.logs.picture import panels_of  # it imports matplotlib
+        from zae_engine.logs.curves_picture import panels_of  # it imports matplotlib
 
         run = read_run(self.run)
         summary_lines(summarize(run))

@@ -1,3 +1,3 @@
 """The version, by itself so that every module can name it."""
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"

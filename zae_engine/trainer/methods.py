@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from . import checks, options
-from .face import Face
+from . import options, refusals
+from .interface import Face
 from .loop.companion import Companion
 from .loop.evaluator import Evaluator
 from .loop.session import Session
@@ -29,7 +29,7 @@ class Methods(Face):
 
     model: nn.Module = setting(options.module, "_place.awaits_epoch")
     optimizer: Any = setting(None, "_place.awaits_epoch")
-    mode: str = setting(options.choice("mode", *checks.MODES))
+    mode: str = setting(options.choice("mode", *refusals.MODES))
     gradient_clip: float = setting(options.clip, "_place.clip_to")
     gradient_accumulation_steps: int = setting(options.micro_batches, "_place.lay_out")
     seed: int = setting(options.seed, "_place.reseed")
@@ -71,7 +71,7 @@ class Methods(Face):
         """Switch to `mode`, 'train' or 'test'; None switches to the other one."""
         if mode is None:
             mode = "test" if self.mode == "train" else "train"
-        checks.check_choice("mode", mode, checks.MODES)
+        refusals.check_choice("mode", mode, refusals.MODES)
         self.mode = mode
 
     # ------------------------------------------------------------------ values
@@ -119,7 +119,7 @@ class Methods(Face):
 
     def log_reset(self, epoch_end: bool = False) -> None:
         """Forget the running epoch's values; with `epoch_end`, the metrics, too."""
-        for mode in checks.MODES:
+        for mode in refusals.MODES:
             log, metrics = self._recorder.of(mode)
             log.clear()
             if epoch_end:
@@ -127,7 +127,7 @@ class Methods(Face):
 
     def get_loss_history(self, mode: str = "train") -> list[float]:
         """The loss of every step so far, in mode 'train' or 'test'."""
-        checks.check_choice("mode", mode, checks.MODES)
+        refusals.check_choice("mode", mode, refusals.MODES)
         log = self._recorder.of(mode)[0]
         log.drain()
         return log.losses.tolist()
@@ -136,7 +136,7 @@ class Methods(Face):
         """What the bar shows: position, learning rate and the epoch's means so far."""
         return self._recorder.shown(self, f"{cur_batch}/{num_batch}")
 
-    @checks.to_be_written
+    @refusals.to_be_written
     def metric_on_epoch_end(self) -> dict[str, float]:
         """Return further metrics of the epoch that ends, from its logs; override this.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from .nests import fingerprint
+from .nested_values import fingerprint
 
 _DEEPEST, _MOST, _ENTRIES, _NUMBERS = 8, 20_000, 100, 65_536
 _FOREIGN = ("accelerate", "zae_engine", "tqdm", "logging", "threading", "multiprocessing", "concurrent", "weakref")

@@ -9,10 +9,10 @@ from typing import Any
 from accelerate.utils import DistributedType
 from torch import nn
 
-from . import checks
+from . import refusals
 from .compose import Seams
 from .console.values import check_show
-from .face import Face
+from .interface import Face
 from .processes.device import resolve_accumulation
 from .step.fixed_shards import check_shards
 
@@ -95,7 +95,7 @@ def number(name: str, least: float, whole: bool = False) -> Check:
     """Accepts a number of at least `least`."""
 
     def check(trainer: Seams, value: Any) -> Any:
-        checks.check_number(name, value, least, whole)
+        refusals.check_number(name, value, least, whole)
         return value
 
     return check
@@ -105,7 +105,7 @@ def choice(name: str, *choices: str) -> Check:
     """Accepts one of some words."""
 
     def check(trainer: Seams, value: Any) -> Any:
-        checks.check_choice(name, value, choices)
+        refusals.check_choice(name, value, choices)
         return value
 
     return check
@@ -114,13 +114,13 @@ def choice(name: str, *choices: str) -> Check:
 def module(trainer: Face, model: Any) -> nn.Module:
     """Accepts a module."""
     if not isinstance(model, nn.Module):
-        checks.check_parts(model, "test", None, None, False)
+        refusals.check_parts(model, "test", None, None, False)
     return model  # type: ignore[no-any-return]  # checked
 
 
 def clip(trainer: Face, norm: Any) -> float:
     """Accepts a norm to clip to, where it can still be changed."""
-    checks.check_number("gradient_clip", norm, 0)
+    refusals.check_number("gradient_clip", norm, 0)
     if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED and norm != trainer.gradient_clip:
         raise AttributeError(
             f"gradient_clip={norm!r} cannot be assigned under DeepSpeed, whose engine is told when the trainer is made;"
@@ -138,7 +138,7 @@ def micro_batches(trainer: Face, count: Any) -> int:
 
 def seed(trainer: Face, given: Any) -> int:
     """Accepts a seed."""
-    return checks.check_seed(given)
+    return refusals.check_seed(given)
 
 
 def shown(trainer: Face, show: Any) -> tuple[str, ...] | None:

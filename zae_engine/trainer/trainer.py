@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from . import checks, hints
+from . import hints, refusals
 from .compose import RUNS, AddOnBase, compose, options_of, refuse_unknown
 from .console.banner import banner, farewell
 from .console.bar import make_bar
@@ -22,7 +22,7 @@ from .loop.between_steps import between_steps, end_of_epoch, owes
 from .loop.evaluator import Evaluator
 from .loop.session import Session
 from .methods import Methods
-from .nests import merge, snapshot
+from .nested_values import merge, snapshot
 from .processes.device import Device, resolve_accumulation
 from .processes.max_wait import check_wait
 from .records.history import History
@@ -150,19 +150,19 @@ class Trainer(Methods):
     ) -> None:
         refuse_unknown(unknown, type(self).__name__, options_of(type(self)), RUNS)
         hints.check_reads(type(self))
-        checks.check_steps(self, trains=mode == "train", tests=False)
+        refusals.check_steps(self, trains=mode == "train", tests=False)
         without = model is None and optimizer is None  # then `run` refuses to train
         model = nn.Sequential() if model is None else model
-        checks.check_parts(
+        refusals.check_parts(
             model, "test" if without and mode == "train" else mode, optimizer, scheduler, scheduler_step_on_batch
         )
-        checks.check_number("gradient_clip", gradient_clip, 0)
+        refusals.check_number("gradient_clip", gradient_clip, 0)
         self.model, self.mode, self.optimizer, self.scheduler = model, mode, optimizer, scheduler
         self.log_bar, self.show, self.on_nan = log_bar, check_show(show), on_nan
         self.scheduler_step_on_batch, self.gradient_clip = scheduler_step_on_batch, gradient_clip
         self.gradient_accumulation_steps = resolve_accumulation(gradient_accumulation_steps) if shards is None else 1
         self.seed_was_given = seed is not None
-        self.seed = draw_seed() if seed is None else checks.check_seed(seed)
+        self.seed = draw_seed() if seed is None else refusals.check_seed(seed)
         self.seeded_samples = self.seed_was_given if seeded_samples is None else seeded_samples
         self.metrics, routes = check_metrics(metrics)
         self.sync_batchnorm = sync_batchnorm
@@ -236,12 +236,12 @@ class Trainer(Methods):
         History
             Of all calls together.
         """
-        checks.check_run_options(type(self), kwargs)
+        refusals.check_run_options(type(self), kwargs)
         self.loader, self.valid_loader = loader, valid_loader
         kept = self._place.holds(self)  # it has parameters of its own, and was checked before
         parts = (self.model, "test" if kept else self.mode, None if kept else self.optimizer)
-        checks.check_parts(*parts, None if kept else self.scheduler, self.scheduler_step_on_batch)
-        limits = checks.read_limits(n_epoch, max_steps, max_time, self.mode)
+        refusals.check_parts(*parts, None if kept else self.scheduler, self.scheduler_step_on_batch)
+        limits = refusals.read_limits(n_epoch, max_steps, max_time, self.mode)
         with self._within(limits, Duration.parse(valid_every, "valid_every")) as session:
             session.check(loader)
             notes = make_bar(session.shows)
@@ -340,7 +340,7 @@ class Trainer(Methods):
         update.zero_grad()
         for micro in update.micros(window):
             result = placement.forward(self.train_step, micro.batch)
-            loss = checks.check_step(result, "train_step", placement.unproven)
+            loss = refusals.check_step(result, "train_step", placement.unproven)
             placement.unproven = ()
             update.backward(loss, window.share(result.get("num_items"), micro))
             if micro.samples or not window.samples:
@@ -355,7 +355,7 @@ class Trainer(Methods):
 
     # ------------------------------------------------------------------ what the user writes, and inference
 
-    @checks.to_be_written
+    @refusals.to_be_written
     def train_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": loss, ...}`` for a batch; write this.
 
@@ -373,15 +373,15 @@ class Trainer(Methods):
             how many items it is the mean, when these are not the samples (tokens, say). Whatever else you want to see:
             numbers are averaged over the epoch, other values are kept until its end.
         """
-        raise checks.missing_step(self, "train_step")
+        raise refusals.missing_step(self, "train_step")
 
-    @checks.to_be_written
+    @refusals.to_be_written
     def test_step(self, batch: Any) -> dict[str, Any]:
         """Return ``{"loss": loss, ...}`` for a batch, without gradients; ``"output"`` is what `inference` returns.
 
         Needed as soon as there is something to evaluate on; ``test_step = train_step`` when both are the same.
         """
-        raise checks.missing_step(self, "test_step")
+        raise refusals.missing_step(self, "test_step")
 
     if not TYPE_CHECKING:  # a type checker would take any attribute for known
 

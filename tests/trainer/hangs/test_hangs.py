@@ -16,7 +16,7 @@ from tests.helpers import PlainTrainer, make
 from tests.launch.processes import clean, finish, free_port, start
 from zae_engine.trainer.addons import StateManagerAddon
 from zae_engine.trainer.hangs.loader_workers import lost_workers
-from zae_engine.trainer.hangs.peers import Peers
+from zae_engine.trainer.hangs.peer_store import Peers
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_processes")]
 

@@ -17,7 +17,7 @@ from tests.trainer.data.test_plan_properties import in_threads
 from zae_engine.trainer.data.cut import slices
 from zae_engine.trainer.data.layout import Layout
 from zae_engine.trainer.data.plan import BatchPlan
-from zae_engine.trainer.nests import fingerprint, join
+from zae_engine.trainer.nested_values import fingerprint, join
 from zae_engine.trainer.step.fixed_shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...checkpoint.best_rule import is_better, is_finite
-from ..checks import check_number
 from ..compose import AddOnBase
 from ..options import number, setting
 from ..records.recorder import Recorder
+from ..refusals import check_number
 
 
 class EarlyStoppingAddon(AddOnBase):

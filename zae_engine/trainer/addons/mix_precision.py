@@ -11,10 +11,10 @@ from accelerate.utils import patch_environment
 
 from ...launch.machine import this_machine
 from ...launch.start import interactive
-from ..checks import check_choice
 from ..compose import AddOnBase
 from ..options import fixed
 from ..processes.device import default_device, find_device
+from ..refusals import check_choice
 
 _NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 

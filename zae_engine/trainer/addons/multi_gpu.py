@@ -21,7 +21,7 @@ from ...launch.start import interactive, restart
 from ..compose import AddOnBase
 from ..data.plan import named
 from ..data.random_streams import generators_of
-from ..face import Face
+from ..interface import Face
 from ..processes.device import resolve_precision
 from ..records.epoch_log import EpochLog
 from ..records.recorder import Recorder

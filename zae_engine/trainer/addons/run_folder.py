@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from .. import checks
+from .. import refusals
 from ..compose import AddOnBase
 from ..data.plan import named
-from ..face import Face
+from ..interface import Face
 from ..journal.journal import Journal
 from ..journal.settings import circumstances_of, data_of, settings_of
 from ..limits import Duration, Interval
@@ -89,10 +89,10 @@ class RunFolderAddon(AddOnBase, Face):
 
     def _check_call(self, loader: Any, valid_loader: Any, options: dict[str, Any]) -> None:
         """Refuse what needs no run to be refused, so that no folder of a failed one is left."""
-        checks.check_run_options(type(self), options)
-        checks.check_loader(loader, "loader")
+        refusals.check_run_options(type(self), options)
+        refusals.check_loader(loader, "loader")
         for name, each in named(valid_loader).items():
-            checks.check_loader(each, f"valid_loader {name!r}" if name else "valid_loader")
+            refusals.check_loader(each, f"valid_loader {name!r}" if name else "valid_loader")
 
     def _refuse_session(self) -> None:
         if getattr(self, "_forks", False):

@@ -10,11 +10,11 @@ from typing import Any
 from ...checkpoint.errors import CheckpointError
 from ...checkpoint.folder import Checkpoint
 from ...suggestions import nearest
-from ..checks import check_choice, check_number, read_limits
 from ..console.bar import make_bar
 from ..journal.settings import differences
 from ..limits import Duration
 from ..options import fixed
+from ..refusals import check_choice, check_number, read_limits
 from ..resume.checkpointer import Checkpointer
 from ..resume.finder import Finder
 from ..resume.same_data import look, others

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ...launch.child_processes import walk
-from ..nests import fingerprint, is_nest, leaves
+from ..nested_values import fingerprint, is_nest, leaves
 from .cut import (
     CutError,
     Marks,

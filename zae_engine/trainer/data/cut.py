@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nests import is_nest, leaves, rebuild
+from ..nested_values import is_nest, leaves, rebuild
 
 Path = tuple[Any, ...]
 Marks = dict[Path, bool]

@@ -13,7 +13,7 @@ from weakref import WeakMethod
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..hangs.waits import Waits
-from ..nests import fingerprint
+from ..nested_values import fingerprint
 from ..processes.group import Processes
 from .batch_entries import collates_as_usual, per_sample, sizes_of
 from .cut import Marks, count_samples, cut, slices

@@ -23,7 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ..nests import fingerprint
+from ..nested_values import fingerprint
 from ..processes.group import Processes
 from ..warn import warn
 from .layout import Layout, Share, Start, ids_hash, nothing

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .peers import Peers, several
+from .peer_store import Peers, several
 from .thread_place import CODE, standing_of
 from .waits import Waits, say
 

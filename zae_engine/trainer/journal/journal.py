@@ -18,10 +18,10 @@ from ...logs.history_file import HistoryFile, Line
 from ...logs.merging import resumes_in
 from ...redaction import redact
 from ..console.bar import make_bar
-from ..face import Face
+from ..interface import Face
 from ..limits import Interval
 from ..loop.companion import Companion, Present
-from ..loop.standing import Standing
+from ..loop.run_status import Standing
 from ..processes.group import Processes
 from ..processes.signals import Interrupted
 from ..records.recorder import Recorder

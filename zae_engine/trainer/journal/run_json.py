@@ -14,7 +14,7 @@ from ...checkpoint.disk import in_words, write_json
 from ...checkpoint.errors import CheckpointError
 from ...files import read_json, writable
 from ...redaction import without_secrets
-from ..face import Face
+from ..interface import Face
 
 
 def note_attempt(

@@ -23,7 +23,7 @@ from ...checkpoint.parameter_names import own_name
 from ...redaction import HIDDEN, is_secret_name, redact
 from ...redaction import without_secrets as without_secrets  # where it has been looked for
 from ...terminal import in_line
-from ..face import Face
+from ..interface import Face
 from ..step.modes import Modes
 
 _LONG = 20_000

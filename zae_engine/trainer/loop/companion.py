@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NoReturn, Protocol
 
-from ..face import Face
+from ..interface import Face
 from ..limits import Interval
-from ..records.run_call import Call
+from ..records.run_progress import Call
 from ..step.trained_parameters import Trained
 from .open_epoch import Loaded, Open
 

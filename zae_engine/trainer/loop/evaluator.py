@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from .. import checks
+from .. import refusals
 from ..data.plan import BatchPlan
 from ..data.random_streams import generators_kept
 from ..data.sample_ids import in_dataset_order
 from ..data.window import Window
-from ..face import Face
-from ..nests import map_nest, place, snapshot, to_cpu
+from ..interface import Face
+from ..nested_values import map_nest, place, snapshot, to_cpu
 from ..processes.agreement import Agreement
 from ..records.epoch_log import Sums, pooled, with_metrics
 from ..records.gather import joined
@@ -50,8 +50,8 @@ class Evaluator:
 
     def _go_beyond(self, batches: int, length: int) -> None:
         """Say that a loader gives more than its length."""
-        words = checks.beyond("valid_loader", batches, length)
-        self._recorder.warn_once("length of valid_loader", f"{words}; {checks.CORRECT_LENGTH}")
+        words = refusals.beyond("valid_loader", batches, length)
+        self._recorder.warn_once("length of valid_loader", f"{words}; {refusals.CORRECT_LENGTH}")
 
     @contextmanager
     def surroundings(self, trainer: Face, epoch: int) -> Iterator[None]:
@@ -67,7 +67,7 @@ class Evaluator:
         with evaluation(trainer.model, self._place.device, trainer.seed, 0) if single else nullcontext():
             values = self._tested(trainer, window)
         if values is not None:
-            checks.check_test(values, "test_step")
+            refusals.check_test(values, "test_step")
             window.values = {key: snapshot(value) for key, value in values.items()}
 
     def _tested(self, trainer: Face, window: Window) -> Any:
@@ -124,8 +124,8 @@ class Evaluator:
 
     def inference(self, trainer: Face, loader: Iterable[Any]) -> list[Any]:
         """See `Trainer.inference`, which is this."""
-        checks.check_loader(loader, "loader")
-        checks.check_steps(trainer, trains=False, tests=True)
+        refusals.check_loader(loader, "loader")
+        refusals.check_steps(trainer, trains=False, tests=True)
         self._place.prepare(trainer)
         mode, outputs = trainer.mode, dict[int, Any]()
         trainer.toggle("test")
@@ -135,7 +135,7 @@ class Evaluator:
                 for number, batch in enumerate(plan):
                     window = plan.window(place(batch, self._place.device))
                     if (values := self._tested(trainer, window)) is not None:
-                        outputs[number] = map_nest(to_cpu, checks.check_output(values))
+                        outputs[number] = map_nest(to_cpu, refusals.check_output(values))
         finally:
             trainer.toggle(mode)
         return self._whole(outputs)

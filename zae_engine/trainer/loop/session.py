@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from .. import checks
+from .. import refusals
 from ..console.bar import SilentBar
 from ..data.layout import Start
 from ..data.plan import BatchPlan, named
@@ -19,13 +19,13 @@ from ..data.random_streams import (
 )
 from ..data.sample_ids import check_shared, set_epoch
 from ..data.window import Window
-from ..face import Face
+from ..interface import Face
 from ..limits import Budget, Duration, Interval
-from ..nests import place as to_device
+from ..nested_values import place as to_device
 from ..processes.agreement import NOTHING, Agreement, Wish
 from ..records.gather import restore_log
 from ..records.recorder import Recorder
-from ..records.run_call import Call
+from ..records.run_progress import Call
 from ..step.placement import Placement
 from ..step.update import spreads
 from ..warn import warn
@@ -132,8 +132,8 @@ class Session:
     def check(self, loader: Any) -> None:
         """Refuse, before the first batch, a call that cannot go to its end."""
         trainer, budget, sets = self.trainer, self.budget, self.valid_sets
-        checks.check_steps(trainer, trainer.mode == "train", trainer.mode == "test" or bool(sets))
-        checks.check_run(loader, sets, budget, self.validation.within_epoch)
+        refusals.check_steps(trainer, trainer.mode == "train", trainer.mode == "test" or bool(sets))
+        refusals.check_run(loader, sets, budget, self.validation.within_epoch)
         batches = self.plan(loader).batches
         lengths = {f"the length of valid_loader {k!r}": self.plan(v).batches for k, v in sets.items()}
         ends = {"n_epoch": budget.last_epoch, "max_steps": budget.last_step}
@@ -142,7 +142,7 @@ class Session:
         for each in (loader, *sets.values()):
             check_shared(each, self.place.processes)
         if trainer.scheduler is not None and trainer.mode == "train":
-            checks.check_lasts(trainer.scheduler, trainer.scheduler_step_on_batch, batches, budget)
+            refusals.check_lasts(trainer.scheduler, trainer.scheduler_step_on_batch, batches, budget)
 
     def begin(self) -> None:
         """Nothing refuses the call any more."""
@@ -174,10 +174,10 @@ class Session:
 
     def _go_beyond(self, batches: int, length: int) -> None:
         """Say that a loader gives more than its length; refuse a schedule that ends before the run for that."""
-        trainer, words = self.trainer, checks.beyond("the loader", batches, length)
+        trainer, words = self.trainer, refusals.beyond("the loader", batches, length)
         if trainer.scheduler_step_on_batch and trainer.scheduler is not None:
-            checks.check_lasts_beyond(trainer.scheduler, self.budget.steps_left(batches, self.step), words)
-        self.recorder.warn_once("length of the loader", f"{words}; {checks.CORRECT_LENGTH}")
+            refusals.check_lasts_beyond(trainer.scheduler, self.budget.steps_left(batches, self.step), words)
+        self.recorder.warn_once("length of the loader", f"{words}; {refusals.CORRECT_LENGTH}")
 
     def open_epoch(self, loader: Any, bar: SilentBar) -> BatchPlan:
         """Begin a training epoch, at its first batch or where it was left; return its plan."""
@@ -188,7 +188,7 @@ class Session:
             midway.again()
         place.prepare(trainer)
         if not spreads(place.accelerator):  # whose optimizer is another one
-            checks.check_scheduler(trainer.scheduler, trainer.optimizer, trainer.scheduler_step_on_batch)
+            refusals.check_scheduler(trainer.scheduler, trainer.optimizer, trainer.scheduler_step_on_batch)
         generators = generators_of(loader)
         put_loader_states(loader, midway.generators if midway else [])
         opened = Open(self.plan(loader, epoch), [g.get_state() for g in generators])

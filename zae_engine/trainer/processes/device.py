@@ -20,7 +20,7 @@ from ...launch.environment import World
 from ...launch.first_meeting import meeting
 from ...launch.fork_fault import guard_forks
 from ...launch.rendezvous import with_fresh_store
-from ..checks import check_number
+from ..refusals import check_number
 from ..warn import warn
 
 Device = str | torch.device

@@ -13,11 +13,11 @@ import torch
 from accelerate.utils import InitProcessGroupKwargs
 
 from ...launch.child_processes import has_workers
-from ..face import Face
 from ..hangs.loader_workers import let_tell
-from ..hangs.peers import Peers, address
+from ..hangs.peer_store import Peers, address
 from ..hangs.waits import Waits
 from ..hangs.watchdog import Watch
+from ..interface import Face
 from ..limits import Duration
 from .group import Processes
 

@@ -14,7 +14,7 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
-from ..nests import is_scalar, leaves
+from ..nested_values import is_scalar, leaves
 from .to_host import read, to_host
 
 Sums = dict[str, tuple[float, float]]

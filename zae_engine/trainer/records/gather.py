@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nests import join
+from ..nested_values import join
 from ..processes.group import Processes
 from .epoch_log import EpochLog, Series
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..nests import map_nest, to_cpu
+from ..nested_values import map_nest, to_cpu
 from ..processes.group import Processes
 from .metric_inputs import Route
 

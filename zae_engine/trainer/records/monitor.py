@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...checkpoint.best_rule import MODES, RULE, direction_of, is_better, is_finite, resolved
-from .. import checks
+from .. import refusals
 
 Row = Mapping[str, Any]
 
@@ -78,7 +78,7 @@ class Monitor:
     def choose(self, mode: Any) -> None:
         """Take a direction; None infers it again."""
         if mode is not None:
-            checks.check_choice("monitor_mode", mode, MODES)
+            refusals.check_choice("monitor_mode", mode, MODES)
         self._chosen = mode
         self._mode = mode or self.direction(self._name)
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ...checkpoint.best_rule import RULE, is_finite
 from ...redaction import redact
-from .. import checks
+from .. import refusals
 from ..console.bar import make_bar
 from ..console.values import is_shown, rates_in_words
-from ..face import Face
-from ..nests import as_float, is_scalar
+from ..interface import Face
+from ..nested_values import as_float, is_scalar
 from ..processes.group import Processes
 from ..warn import warn
 from .best_weights import BestWeights
@@ -29,7 +29,7 @@ from .metric_inputs import Route
 from .metrics import Measures, check_metrics
 from .monitor import Monitor
 from .rates import rates_of
-from .run_call import Call
+from .run_progress import Call
 from .time_and_memory import Usage
 from .user_values import OwnValues
 
@@ -83,7 +83,7 @@ class Recorder:
         processes: Processes,
         device: torch.device,
     ) -> None:
-        checks.check_choice("on_nan", on_nan, ("warn", "stop"))
+        refusals.check_choice("on_nan", on_nan, ("warn", "stop"))
         self.best, self.history, self.usage = BestWeights(monitor), History(monitor.direction), Usage()
         self.counters, self.call, self.batch_of = ProgressChecker(), Call(), ""
         self.batches, self.speed = 0, 0.0
@@ -100,7 +100,7 @@ class Recorder:
         self.log_test = EpochLog(self._not_finite_in_evaluation, watch, parts)
         self.history.writes = processes.first
         self.own = OwnValues(self.keeps_lines and processes.first)
-        self.measures = {mode: Measures(metrics, self._routes, device, processes) for mode in checks.MODES}
+        self.measures = {mode: Measures(metrics, self._routes, device, processes) for mode in refusals.MODES}
 
     def watch(self, trainer: Face) -> None:
         """Another ``on_nan`` was assigned."""
@@ -230,7 +230,7 @@ class Recorder:
             return row[name]
         if monitor.name == "loss" or not any(name.startswith(f"{split}_") for name in row):
             return None
-        self.warn_once("monitor", checks.unknown_monitor(monitor.name, row, split))
+        self.warn_once("monitor", refusals.unknown_monitor(monitor.name, row, split))
         return None  # and not the loss: two quantities in one comparison would keep the wrong weights
 
     def _turn_to(self, trainer: Face, column: str) -> None:

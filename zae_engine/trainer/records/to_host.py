@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nests import as_float
+from ..nested_values import as_float
 
 
 def read(values: list[Any]) -> list[float]:

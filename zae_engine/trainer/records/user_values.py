@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ...logs.history_file import FOLDER_OF_PICTURES, Line
-from ..nests import is_scalar, snapshot
+from ..nested_values import is_scalar, snapshot
 from ..warn import warn
 from .images import encoded, is_picture
 from .to_host import read

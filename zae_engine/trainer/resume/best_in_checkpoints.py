@@ -11,7 +11,7 @@ from ...checkpoint.disk import digest
 from ...checkpoint.documents import read_tensors
 from ...checkpoint.folder import CHECKPOINTS, Checkpoint, committed, problems_of
 from ...checkpoint.sharded import whole_model
-from ..face import Face
+from ..interface import Face
 from ..processes.group import Processes, is_sharded
 from ..records.best_weights import BestWeights
 from ..warn import warn

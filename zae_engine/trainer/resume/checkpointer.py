@@ -14,12 +14,12 @@ from ...checkpoint.errors import CheckpointError
 from ...checkpoint.folder import CHECKPOINTS, committed, name_of, next_serial
 from ...launch.start import interactive
 from ..data.plan import BatchPlan
-from ..face import Face
+from ..interface import Face
 from ..journal.journal import Journal
 from ..limits import Duration, Interval
 from ..loop.companion import Companion, Present
 from ..loop.open_epoch import Loaded
-from ..loop.standing import Standing
+from ..loop.run_status import Standing
 from ..processes.group import Processes, is_sharded
 from ..processes.signals import Interrupted, signals_noted
 from ..step.placement import Placement

@@ -7,11 +7,11 @@ from typing import Any
 
 from ...checkpoint.errors import CheckpointError
 from ...checkpoint.folder import CHECKPOINTS, Checkpoint, choose, committed
-from ..face import Face
+from ..interface import Face
 from ..journal.journal import Journal
 from ..limits import Budget, Duration
 from ..loop.open_epoch import Loaded
-from ..loop.standing import Standing
+from ..loop.run_status import Standing
 from ..step.placement import Placement
 from ..warn import warn
 from .best_in_checkpoints import BestKept, is_inside

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.plan import named
 from ..data.random_streams import loader_states, put_loader_states, streams_of
-from ..face import Face
+from ..interface import Face
 from ..loop.open_epoch import Loaded, Midway, Open
 from ..processes.group import Processes
 from ..records.gather import log_state

@@ -19,7 +19,7 @@ from ..data.sample_ids import set_epoch
 from ..data.seeded_samples import draws_nothing, fetch
 from ..data.subsets import split_of
 from ..hangs.waits import WaitError
-from ..nests import fingerprint, leaves
+from ..nested_values import fingerprint, leaves
 from ..object_state import Generators
 from ..processes.group import Processes
 

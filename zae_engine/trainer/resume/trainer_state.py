@@ -19,7 +19,7 @@ from ...checkpoint.folder import Checkpoint
 from ...checkpoint.parameter_names import own_name, own_names
 from ...checkpoint.sharded import SHARDED, VALUES, load_sharded, take_shards
 from ...checkpoint.weights import WeightsError, load_weights, own_state
-from ..face import Face, decide
+from ..interface import Face, decide
 from ..journal.settings import IN_EVAL
 from ..loop.open_epoch import Loaded, Open
 from ..processes.group import Processes, is_sharded

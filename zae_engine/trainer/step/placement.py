@@ -14,11 +14,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ...checkpoint import save_weights, whole_state
-from .. import checks
+from .. import refusals
 from ..data.layout import Layout, Start
 from ..data.plan import BatchPlan
 from ..data.random_streams import set_streams
-from ..face import Face, decide
+from ..interface import Face, decide
 from ..processes.agreement import refuse_different
 from ..processes.device import Device, make_accelerator
 from ..processes.group import Processes, is_sharded
@@ -197,7 +197,7 @@ class Placement:
         if change == _ANOTHER:
             self._prepare_first(trainer)
         elif not spreads(self.accelerator):
-            checks.check_optimizer(trainer.optimizer, trainer.model, trainer.mode)
+            refusals.check_optimizer(trainer.optimizer, trainer.model, trainer.mode)
         if change == _PARAMETERS:
             self._prepare_anew(trainer, now)
         # Anew, as FSDP puts others in the parameters' place.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..face import Face
+from ..interface import Face
 from ..object_state import Root, owned_by, trained_tensors
 from ..processes.group import Processes
 from .trained_parameters import parameters_of

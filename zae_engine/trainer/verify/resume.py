@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 
 from ...checkpoint.folder import CHECKPOINTS, committed
 from ...launch.forked_workers import WorkerError, run_workers
-from .. import checks
+from .. import refusals
 from ..data import sample_ids
 from ..data.plan import named
 from ..data.random_streams import seed_host
-from ..face import Face, decide
+from ..interface import Face, decide
 from ..limits import Duration
 from ..object_state import Root, owned_by, shake
 from ..records.recorder import Recorder
@@ -114,12 +114,12 @@ class Run:
 
 def verify_resume(run: Run, steps: int, max_time: Any) -> ResumeVerification:
     """See `StateManagerAddon.verify_resume`, which is this."""
-    checks.check_number("steps", steps, 1, whole=True)
+    refusals.check_number("steps", steps, 1, whole=True)
     seconds = Duration.parse(max_time, "max_time", bare=None)
     if seconds.unit != "s":
         raise ValueError(f"max_time={max_time!r} is no time; write '10min', or a timedelta")
     for name, each in {"loader": run.loader, **{f"valid_loader {k}": v for k, v in run.valid_sets.items()}}.items():
-        checks.check_loader(each, name)
+        refusals.check_loader(each, name)
         if isinstance(each, Iterator):
             raise TypeError(
                 f"{name} is a {type(each).__name__}, which can be walked once, and cannot be gone on with in another"

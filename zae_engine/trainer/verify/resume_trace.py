@@ -8,8 +8,8 @@ from typing import Any
 
 from ...checkpoint.errors import CheckpointError
 from ..data.random_streams import streams_of
-from ..face import Face
-from ..nests import fingerprint, is_scalar
+from ..interface import Face
+from ..nested_values import fingerprint, is_scalar
 from ..object_state import Root, State, states_of
 
 Names = dict[str, str]

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...checkpoint.parameter_names import own_name
-from .. import checks
+from .. import refusals
 from ..data.batch_entries import PerSample, per_sample
 from ..data.cut import Marks, Path, count_samples, even_edges, in_words
 from ..data.plan import BatchPlan
 from ..data.random_streams import generators_kept, set_streams, streams_kept
 from ..data.sample_ids import like_loader
-from ..face import Face
+from ..interface import Face
 from ..processes.group import is_sharded
 from ..step.modes import Modes
 from .step_replay import COARSE_FLOOR, CPU, CannotRunError, Replay, differences
@@ -88,8 +88,8 @@ class Verification:
 
 def verify(trainer: Face, modes: Modes, instead: dict[str, Any], loader: Any, steps: int) -> Verification:
     """See `Trainer.verify`, which is this; `modes` and `instead` are as `Replay` has them."""
-    checks.check_loader(loader, "loader")
-    checks.check_number("steps", steps, 1, whole=True)
+    refusals.check_loader(loader, "loader")
+    refusals.check_number("steps", steps, 1, whole=True)
     if isinstance(loader, Iterator):
         raise TypeError(
             f"loader is a {type(loader).__name__}, which can be walked once, and verify would take its first batches;"

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...checkpoint.parameter_names import own_name
-from .. import checks
+from .. import refusals
 from ..data.cut import Marks, count_samples, slices
 from ..data.random_streams import set_streams
 from ..data.window import Micro, Window
-from ..face import Face, decide
-from ..nests import leaves, map_nest, place
+from ..interface import Face, decide
+from ..nested_values import leaves, map_nest, place
 from ..step.modes import Modes
 
 CPU = torch.device("cpu")
@@ -186,7 +186,7 @@ class Replay:
             values = self._probe.train_step(batch)
         except Exception as error:
             raise _StepError from error
-        loss = checks.check_step(values, "train_step", tuple(self._parameters.values()))
+        loss = refusals.check_step(values, "train_step", tuple(self._parameters.values()))
         try:
             loss.sum().backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:

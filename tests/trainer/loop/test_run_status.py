@@ -5,7 +5,7 @@ import pytest
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.trainer.addons import StateManagerAddon
-from zae_engine.trainer.loop.standing import TRANSITIONS, Standing
+from zae_engine.trainer.loop.run_status import TRANSITIONS, Standing
 
 Managed = PlainTrainer.add_on(StateManagerAddon)
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from zae_engine.trainer.data.cut import count_samples, cut
-from zae_engine.trainer.nests import is_scalar, leaves, map_nest, merge, place, snapshot, to_cpu
+from zae_engine.trainer.nested_values import is_scalar, leaves, map_nest, merge, place, snapshot, to_cpu
 
 META = torch.device("meta")  # a second device that every machine has
 

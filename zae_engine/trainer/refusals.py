@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ..suggestions import nearest
 from .compose import Seams, options_of, refuse_unknown
 from .limits import Budget, Duration, refuse_short
-from .nests import is_scalar
+from .nested_values import is_scalar
 
 T = TypeVar("T")
 MODES = ("train", "test")

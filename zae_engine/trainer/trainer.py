@@ -270,7 +270,7 @@ class Trainer(Methods):
 
     @contextmanager
     def _alone(self) -> Iterator[Session]:
-        """Inside, one epoch or batch is walked outside of `run`."""
+        """Inside, one epoch is walked outside of `run`."""
         with self._within([Duration(1, "ep")], Duration(1, "ep")) as session:
             session.begin()
             yield session
@@ -292,7 +292,7 @@ class Trainer(Methods):
                 over = training and owes(session, bar, **kwargs)
                 for batch in () if over else recorder.usage.waiting(plan) if training else plan:
                     self.run_batch(batch, **kwargs)
-                    bar.advance(session.samples)
+                    bar.advance(recorder.samples)
                     if not training:
                         session.called_away(bar.done)
                     elif between_steps(session, bar, **kwargs):
@@ -308,12 +308,9 @@ class Trainer(Methods):
 
         It is the batch as the loader gave it; of several processes, each gets its share.
         """
-        if self._session is None:
-            with self._alone():
-                return Trainer.run_batch(self, batch, **kwargs)
-        session, recorder, training = self._session, self._recorder, self.mode == "train"
+        recorder, training = self._recorder, self.mode == "train"
         recorder.batch_of = self.mode
-        window = session.window(batch)
+        window = self._place.window(self, batch)
         if training:
             if self.model.training is not self._place.modes.root:  # put into eval() meanwhile, to sample from it, say
                 self._place.modes.train(self.model)
@@ -322,7 +319,7 @@ class Trainer(Methods):
                 self.scheduler.step()
         else:
             self._evaluator.evaluate(self, window)
-        session.samples = window.samples
+        recorder.samples = window.samples
         if window.values:
             window.values.setdefault("num_items", window.here)
             self.logging(window.values)
@@ -332,7 +329,6 @@ class Trainer(Methods):
         if training:
             recorder.counters.update_step()
         recorder.batch_of = ""
-        return None
 
     def optimize(self, window: Window) -> None:
         """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""

@@ -21,7 +21,7 @@ def between_steps(session: Session, bar: SilentBar, **kwargs: Any) -> bool:
     opened, call, step = session.opened, session.call, session.recorder.counters.get_step() - 1
     assert opened is not None  # there is a step in an epoch only
     opened.paused = False
-    session.recorder.usage.samples += session.samples
+    session.recorder.usage.samples += session.recorder.samples
     due = session.validation.at_step(step)
     if due or session.agreement.due(step):
         due |= session.settle(step, within=True)

@@ -18,10 +18,8 @@ from ..data.random_streams import (
     streams_of,
 )
 from ..data.sample_ids import check_shared, set_epoch
-from ..data.window import Window
 from ..interface import Face
 from ..limits import Budget, Duration, Interval
-from ..nested_values import place as to_device
 from ..processes.agreement import NOTHING, Agreement, Wish
 from ..records.gather import restore_log
 from ..records.recorder import Recorder
@@ -63,8 +61,6 @@ class Session:
         What was trained between the last two epochs.
     called : str or None
         Away, by a signal that this process got.
-    samples : int
-        In the last batch, over all processes.
     """
 
     def __init__(
@@ -92,7 +88,7 @@ class Session:
         recorder.begin(trainer, self.call)
         self.opened: Open | None = None
         self.called: str | None = None
-        self.samples, self.title = 0, ""
+        self.title = ""
         self.seen: dict[str, Any] | None = None  # what the last line within an epoch has shown
         self._midway: Midway | None = None
         if self._loaded is not None:
@@ -164,13 +160,6 @@ class Session:
             return self.evaluator.plan(self.trainer, loader, epoch)
         exceeds = self._go_beyond if epoch else None
         return self.place.plan(self.trainer, loader, epoch, start, exceeds, self.keeps_ids)
-
-    def window(self, batch: Any) -> Window:
-        """The window of a batch of the present plan, on this process's device."""
-        place, mode = self.place, self.trainer.mode
-        if place.moves:
-            batch = to_device(batch, place.device, non_blocking=place.device.type == "cuda")
-        return (self.plans.get(mode) or self.plan(None)).window(batch)
 
     def _go_beyond(self, batches: int, length: int) -> None:
         """Say that a loader gives more than its length; refuse a schedule that ends before the run for that."""

@@ -69,6 +69,8 @@ class Recorder:
         The present call of `run`, or the last one.
     batches, speed : int, float
         Of the last walk over a loader: how many, and samples a second.
+    samples : int
+        In the last batch, over all processes.
     batch_of : str
         ``'train'`` or ``'test'`` within a batch; else empty.
     """
@@ -86,7 +88,7 @@ class Recorder:
         refusals.check_choice("on_nan", on_nan, ("warn", "stop"))
         self.best, self.history, self.usage = BestWeights(monitor), History(monitor.direction), Usage()
         self.counters, self.call, self.batch_of = ProgressChecker(), Call(), ""
-        self.batches, self.speed = 0, 0.0
+        self.batches, self.speed, self.samples = 0, 0.0, 0
         self.train_metrics: dict[str, float] = {}
         self.test_metrics: dict[str, float] = {}
         self.keeps_lines, self._on_nan, self._routes = keeps_lines, on_nan, routes

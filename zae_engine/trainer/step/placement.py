@@ -18,7 +18,9 @@ from .. import refusals
 from ..data.layout import Layout, Start
 from ..data.plan import BatchPlan
 from ..data.random_streams import set_streams
+from ..data.window import Window
 from ..interface import Face, decide
+from ..nested_values import place
 from ..processes.agreement import refuse_different
 from ..processes.device import Device, make_accelerator
 from ..processes.group import Processes, is_sharded
@@ -178,6 +180,12 @@ class Placement:
             exceeds=exceeds,
             keeps_ids=keeps_ids and training,
         )
+
+    def window(self, trainer: Face, batch: Any) -> Window:
+        """The window of a batch of the present plan, or of a global batch that came without one, on the device."""
+        if self.moves:
+            batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
+        return (self.guard.plans.get(trainer.mode) or self.plan(trainer, None)).window(batch)
 
     # ------------------------------------------------------------------ model and optimizer
 

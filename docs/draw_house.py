@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ FACES = {
     "trainer/console/banner",
 }
 WIDTH, BOX, GAP, LINE, LETTER = 1240, 214, 26, 15, 6.5
+Spot = tuple[str, int]  # a room in its row; in a row between, where an arrow to that room passes
 
 
 def room_of(name: str) -> str:
@@ -96,20 +98,55 @@ def wrapped(words: list[str]) -> list[str]:
     return lines
 
 
+def links(edges: dict[str, set[str]], depth: dict[str, int]) -> list[tuple[Spot, Spot]]:
+    """The arrows, in pieces from each row to the next, so that none is hidden by a box; to one room they join."""
+    found = set[tuple[Spot, Spot]]()
+    for room, others in reduced(edges).items():
+        for other in others:
+            way = [(room, depth[room]), *((other, d) for d in range(depth[room] - 1, depth[other] - 1, -1))]
+            found |= set(pairwise(way))
+    return sorted(found)
+
+
+def spread(wanted: list[float], widths: list[float]) -> list[float]:
+    """Middles as near to the wanted ones as boxes that wide can be in one row; in the order given."""
+    middles = list[float]()
+    for want, width in zip(wanted, widths, strict=True):
+        least = middles[-1] + (widths[len(middles) - 1] + width) / 2 + GAP if middles else width / 2 + GAP
+        middles.append(max(want, least))
+    shift = sum(map(float.__sub__, wanted, middles)) / len(middles)
+    shift = min(shift, WIDTH - GAP - widths[-1] / 2 - middles[-1])
+    return [middle + max(shift, widths[0] / 2 + GAP - middles[0]) for middle in middles]
+
+
+def columns(pieces: list[tuple[Spot, Spot]], depth: dict[str, int]) -> dict[Spot, float]:
+    """How far to the right each spot is: below the middle of those that lead there."""
+    middles = dict[Spot, float]()
+    spots = {spot for piece in pieces for spot in piece}
+    for row in sorted(set(depth.values()), reverse=True):
+        wanted = dict[Spot, float]()
+        for spot in sorted(spot for spot in spots if spot[1] == row):
+            above = [middles[start] for start, end in pieces if end == spot]
+            wanted[spot] = sum(above) / len(above) if above else WIDTH / 2 if row == max(depth.values()) else 0.0
+        order = sorted(wanted, key=lambda spot: wanted[spot])
+        widths = [float(BOX) if depth[room] == row else 0.0 for room, _ in order]
+        middles |= zip(order, spread([wanted[spot] for spot in order], widths), strict=True)
+    return middles
+
+
 def draw() -> str:
     """The picture, as SVG."""
     known = modules()
     edges = graph(known)
-    rows: dict[int, list[str]] = {}
-    for room, depth in depths(edges).items():
-        rows.setdefault(depth, []).append(room)
+    depth = depths(edges)
+    pieces = links(edges, depth)
+    middles = columns(pieces, depth)
     inside = {room: wrapped(sorted(n.rpartition("/")[2] for n in known if room_of(n) == room)) for room in edges}
-    places, y = dict[str, tuple[float, float, float]](), GAP
-    for depth in sorted(rows, reverse=True):
-        row, step = sorted(rows[depth]), WIDTH / len(rows[depth])
-        heights = [32 + LINE * len(inside[room]) for room in row]
-        places |= {room: (step * (i + 0.5) - BOX / 2, y, heights[i]) for i, room in enumerate(row)}
-        y += max(heights) + 2 * GAP
+    heights = {room: 32 + LINE * len(lines) for room, lines in inside.items()}
+    tops, bottoms, y = dict[int, int](), dict[int, int](), GAP
+    for row in sorted(set(depth.values()), reverse=True):
+        tops[row], bottoms[row] = y, y + max(heights[room] for room in depth if depth[room] == row)
+        y = bottoms[row] + 2 * GAP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" font-family="ui-monospace, monospace"'
         ' font-size="11">',
@@ -117,19 +154,22 @@ def draw() -> str:
         '<path d="M0 0 8 4 0 8z" fill="#7a8699"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>',
     ]
-    for room, others in sorted(reduced(edges).items()):
-        parts += [arrow(places[room], places[other]) for other in sorted(others)]
-    for room, place in sorted(places.items()):
-        parts += box(room, inside[room], place)
+    for start, end in pieces:
+        foot = tops[start[1]] + (heights[start[0]] if depth[start[0]] == start[1] else 0)
+        way = (middles[start], foot, bottoms[start[1]]), (middles[end], tops[end[1]])
+        parts.append(arrow(*way, arrives=depth[end[0]] == end[1]))
+    for room in sorted(edges):
+        parts += box(room, inside[room], (middles[room, depth[room]] - BOX / 2, tops[depth[room]], heights[room]))
     return "\n".join([*parts, "</svg>", ""])
 
 
-def arrow(start: tuple[float, float, float], end: tuple[float, float, float]) -> str:
-    """From the foot of one box to the head of another one."""
-    x0, y0, x1, y1 = start[0] + BOX / 2, start[1] + start[2], end[0] + BOX / 2, end[1]
-    bend = (y1 - y0) / 2
-    way = f"M{x0:.0f} {y0:.0f} C{x0:.0f} {y0 + bend:.0f} {x1:.0f} {y1 - bend:.0f} {x1:.0f} {y1 - 1:.0f}"
-    return f'<path d="{way}" fill="none" stroke="#7a8699" stroke-width="1.2" marker-end="url(#to)"/>'
+def arrow(start: tuple[float, float, float], end: tuple[float, float], arrives: bool) -> str:
+    """From a foot past its row, and on to the next one; with a head where it arrives."""
+    (x0, foot, y0), (x1, y1) = start, end
+    middle = (y0 + y1) / 2
+    way = f"M{x0:.0f} {foot:.0f} V{y0:.0f} C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1 - arrives:.0f}"
+    head = ' marker-end="url(#to)"' if arrives else ""
+    return f'<path d="{way}" fill="none" stroke="#7a8699" stroke-width="1.2"{head}/>'
 
 
 def box(room: str, lines: list[str], place: tuple[float, float, float]) -> list[str]:

@@ -58,6 +58,16 @@ def starts_processes():
     """For whoever starts processes; the marker ``process`` comes from it."""
 
 
+@pytest.fixture(scope="session")
+def nursery(starts_processes):
+    """Forks of a process that has imported everything: for whoever tests what a process does, not how it begins."""
+    from tests.nurse import Nursery
+
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the fixtures of a module or of the session, too
 def pytest_runtest_protocol(item, nextitem):
     STARTED.allowed = "starts_processes" in item.fixturenames

@@ -1,8 +1,6 @@
 """Jobs beside the main thread, across forks and at the end of a program."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -125,12 +123,10 @@ exec({"exit": "sys.exit(5)", "error": "1 / 0"}.get(end, "pass"))
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("end", "code"), [("exit", 5), ("error", 1), ("failing", 0)])
-def test_a_job_is_finished_before_the_program_ends(tmp_path, end, code):
+def test_a_job_is_finished_before_the_program_ends(nursery, tmp_path, end, code):
     path = tmp_path / "out"
-    command = [sys.executable, "-c", PROGRAM, str(path), end]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = nursery.run("-c", PROGRAM, path, end)
     assert ended.returncode == code, ended.stderr
     assert path.read_text() == "".join(f"{count} True\n" for count in range(20))
     assert (

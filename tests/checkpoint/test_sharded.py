@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,42 +9,36 @@ import torch
 from torch import nn
 
 from tests.checkpoint import sharded_worker as worker
+from tests.nurse import Nursery
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.sharded import load_sharded, save_sharded, take_shards, whole_model
 from zae_engine.checkpoint.snapshot import Snapshot
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 
-ROOT = Path(__file__).parents[2]
 KINDS = ("adamw", "sgd", "tensor-lr", "copies")
 
 
-def start(folder: Path, world: int, *cases: str) -> None:
+def start(nursery: Nursery, folder: Path, world: int, *cases: str) -> None:
     """Run cases on so many processes, and end all of them when one fails."""
-    command = [sys.executable, "-m", "tests.checkpoint.sharded_worker", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), *cases], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(world)
-    ]
+    module = "-m", "tests.checkpoint.sharded_worker", folder
+    started = [nursery.begin(*module, rank, world, *cases) for rank in range(world)]
     try:
-        said = [process.communicate(timeout=120)[1] for process in started]
+        done = [process.wait(120) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * world, "\n".join(said)[-4000:]
+    assert [one.returncode for one in done] == [0] * world, "\n".join(one.stderr for one in done)[-4000:]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(nursery, tmp_path_factory) -> Path:
     """Saved on two processes, and on this one without spreading; loaded on two and on three."""
     folder = tmp_path_factory.mktemp("sharded")
     torch.save(worker.save(folder, "plain"), folder / "save-plain-1.0.pt")
     saves, loads = [f"save:{kind}" for kind in KINDS], [f"load:{kind}" for kind in (*KINDS, "plain")]
-    start(folder, 2, *saves, *loads, "gather:adamw", "refuse:sgd")
-    start(folder, 3, *loads)
+    start(nursery, folder, 2, *saves, *loads, "gather:adamw", "refuse:sgd")
+    start(nursery, folder, 3, *loads)
     return folder
 
 

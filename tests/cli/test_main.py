@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.nurse import environment
 from zae_engine._version import __version__
 from zae_engine.cli import main
 from zae_engine.launch.fork_fault import fork_fault
@@ -35,10 +36,15 @@ def run(capsys, tmp_path, monkeypatch):
     return call
 
 
-def zae(folder, *arguments, **variables):
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")} | variables
-    command = [sys.executable, "-m", "zae_engine.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, cwd=folder)
+@pytest.fixture
+def zae(nursery, tmp_path):
+    """The command in a process of its own."""
+
+    def call(*arguments, **variables):
+        environ = environment() | {"HF_HOME": tmp_path / "hf"} | variables
+        return nursery.run("-m", "zae_engine.cli", *arguments, env=environ, cwd=tmp_path)
+
+    return call
 
 
 def one_line(err):
@@ -162,48 +168,45 @@ def test_a_launch_within_a_launch_is_refused(run, tmp_path, monkeypatch):
     assert "started by a launcher already" in one_line(err)
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_gpu_file_becomes_cpu_processes_here(tmp_path):
+def test_a_gpu_file_becomes_cpu_processes_here(zae, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     file = FOLDER / "multi_gpu.yaml"
-    done = zae(tmp_path, "launch", file, "--num_processes", 3, "script.py", "--lr", "1", CUDA_VISIBLE_DEVICES="")
+    done = zae("launch", file, "--num_processes", 3, "script.py", "--lr", "1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     processes = min(3, max(2, len(os.sched_getaffinity(0))))  # no more than there are cores
     assert sorted(done.stdout.splitlines()) == [f"true {rank} {processes} no --lr 1" for rank in range(processes)]
     assert "use_cpu: false -> true (no accelerator to use here)" in done.stderr
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_launch_without_a_file_takes_this_machine_or_the_default(tmp_path):
+def test_a_launch_without_a_file_takes_this_machine_or_the_default(zae, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    done = zae(tmp_path, "launch", "-m", "script", "a b", CUDA_VISIBLE_DEVICES="")
+    done = zae("launch", "-m", "script", "a b", CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stdout) == (0, "true - - no a b\n"), done.stderr
     folder = tmp_path / "hf" / "accelerate"
     folder.mkdir(parents=True)
     (folder / "default_config.yaml").write_text(GOOD + "mixed_precision: bf16\n", encoding="utf-8")
-    done = zae(tmp_path, "launch", "script.py")
+    command = [sys.executable, "-m", "zae_engine.cli", "launch", "script.py"]  # Accelerate looks when it is imported
+    environ = environment() | {"HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "true - - bf16\n"), done.stderr
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_sharded_file_runs_on_the_cpu_when_told_so(tmp_path):
+def test_a_sharded_file_runs_on_the_cpu_when_told_so(zae, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    done = zae(tmp_path, "launch", "--cpu", "--mixed_precision", "fp16", FOLDER / "fsdp2.yaml", "script.py")
+    done = zae("launch", "--cpu", "--mixed_precision", "fp16", FOLDER / "fsdp2.yaml", "script.py")
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["true 0 2 no", "true 1 2 no"]
     assert "distributed_type: FSDP -> MULTI_GPU" in done.stderr
     assert "PRECISION mixed_precision: fp16 -> no (fp32)" in done.stderr
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_the_script_s_code_is_the_launch_s(tmp_path):
+def test_the_script_s_code_is_the_launch_s(zae, tmp_path):
     (tmp_path / "script.py").write_text("raise SystemExit(7)", encoding="utf-8")
-    assert zae(tmp_path, "launch", "--cpu", "script.py").returncode == 7
+    assert zae("launch", "--cpu", "script.py").returncode == 7
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_doctor_shows_what_there_is(tmp_path):
-    done = zae(tmp_path, "doctor", CUDA_VISIBLE_DEVICES="")
+def test_doctor_shows_what_there_is(zae):
+    done = zae("doctor", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     for words in ("devices: no accelerator", "torch 2.", "configuration: none", "OMP_NUM_THREADS 1", "(gloo): works"):
         assert words in done.stdout

@@ -1,8 +1,6 @@
 """The configurations that the repository ships: checked, given to stock Accelerate, and run where a CPU can."""
 
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 
+from tests.nurse import environment
 from zae_engine.launch import check_config, resolve_config
 from zae_engine.launch.machine import Machine
 
@@ -43,10 +42,17 @@ a.end_training()
 """
 
 
-def launch(script, *options, **variables):
-    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, options), str(script)]
-    environ = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, cwd=script.parent)
+@pytest.fixture
+def launch(nursery, tmp_path):
+    return partial(launch_of, nursery, tmp_path)
+
+
+def launch_of(nursery, folder, source, *options, **variables):
+    """The lines that a script's processes have written."""
+    script = folder / "script.py"
+    script.write_text(source, encoding="utf-8")
+    command = ["-m", "accelerate.commands.launch", *options, script]
+    done = nursery.run(*command, timeout=120, env=environment() | variables, cwd=folder)
     assert done.returncode == 0, done.stderr
     return sorted(done.stdout.splitlines())
 
@@ -96,43 +102,31 @@ def test_each_fits_a_machine_without_accelerators(path):
     assert config["distributed_type"] == ("NO" if config["num_processes"] == 1 else "MULTI_GPU")
 
 
-@pytest.mark.usefixtures("starts_processes")
-@pytest.mark.parametrize(("name", "processes"), [("cpu_2", 1), ("cpu_2", 2), ("cpu_2", 3)])
-def test_stock_accelerate_starts_as_many_as_asked(tmp_path, name, processes):
-    script = tmp_path / "script.py"
-    script.write_text(REPORT, encoding="utf-8")
-    lines = launch(script, "--config_file", FOLDER / f"{name}.yaml", "--num_processes", processes)
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_stock_accelerate_starts_as_many_as_asked(launch, processes):
+    lines = launch(REPORT, "--config_file", FOLDER / "cpu_2.yaml", "--num_processes", processes)
     assert lines == [f"{rank} {processes} -" for rank in range(processes)]
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("starter", "processes"), [("accelerate.commands.launch", 2), ("zae_engine.cli", 3)])
-def test_several_cpu_processes_train_without_a_warning(tmp_path, starter, processes):
+def test_several_cpu_processes_train_without_a_warning(nursery, tmp_path, starter, processes):
     (tmp_path / "script.py").write_text(TRAINS, encoding="utf-8")
     words = ["launch"] if starter == "zae_engine.cli" else ["--config_file"]
-    command = [sys.executable, "-m", starter, *words, FOLDER / "cpu_2.yaml", "--num_processes", processes, "script.py"]
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "PYTHONPATH": str(FOLDER.parent)}
+    command = ["-m", starter, *words, FOLDER / "cpu_2.yaml", "--num_processes", processes, "script.py"]
+    environ = environment() | {"PYTHONWARNINGS": "default", "PYTHONPATH": str(FOLDER.parent)}
     environ.pop("CUDA_VISIBLE_DEVICES", None)
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=200, env=environ, cwd=tmp_path
-    )
+    done = nursery.run(*command, timeout=200, env=environ, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["cpu -1,-1"] * processes
     assert "Warning" not in done.stderr
     assert not done.stderr.startswith("zae launch:")
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.parametrize(("name", "precision"), [("cpu", "no"), ("bf16_cpu", "bf16")])
-def test_stock_accelerate_starts_one(tmp_path, name, precision):
-    script = tmp_path / "script.py"
-    script.write_text(STATE, encoding="utf-8")
-    assert launch(script, "--config_file", FOLDER / f"{name}.yaml") == [f"0 1 cpu {precision}"]
+def test_stock_accelerate_starts_one(launch, name, precision):
+    assert launch(STATE, "--config_file", FOLDER / f"{name}.yaml") == [f"0 1 cpu {precision}"]
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_two_processes_are_one_accelerator_when_told_to_use_the_cpu(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(STATE, encoding="utf-8")
-    lines = launch(script, "--config_file", FOLDER / "cpu_2.yaml", ACCELERATE_USE_CPU="true")
+def test_two_processes_are_one_accelerator_when_told_to_use_the_cpu(launch):
+    lines = launch(STATE, "--config_file", FOLDER / "cpu_2.yaml", ACCELERATE_USE_CPU="true")
     assert lines == ["0 2 cpu no", "1 2 cpu no"]

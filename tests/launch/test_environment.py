@@ -1,10 +1,8 @@
 """The handshake: what a launcher says, and what is refused, on paper and by real processes."""
 
-import sys
-
 import pytest
 
-from tests.launch.processes import ACCELERATE, PROBE, TORCHRUN, clean, finish, free_port, rows, run, start
+from tests.launch.processes import ACCELERATE, PROBE, TORCHRUN, clean, free_port, rows
 from zae_engine.launch.environment import (
     LaunchError,
     World,
@@ -169,35 +167,36 @@ def assert_together(seen, notice=""):
     assert not seen[1]["warned"]
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_torchrun_without_an_accelerator_trains_on_the_cpu_and_says_so_once():
-    code, out, err = run(*TORCHRUN, "--nproc-per-node", 2, PROBE, env=clean(CUDA_VISIBLE_DEVICES=""))
-    assert code == 0, err
-    assert_together(rows(out), "2 processes train on the CPU; device='cpu' asks for that")
+def test_torchrun_without_an_accelerator_trains_on_the_cpu_and_says_so_once(nursery):
+    done = nursery.run(*TORCHRUN, "--nproc-per-node", 2, PROBE, env=clean(CUDA_VISIBLE_DEVICES=""))
+    assert done.returncode == 0, done.stderr
+    assert_together(rows(done.stdout), "2 processes train on the CPU; device='cpu' asks for that")
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_accelerate_launch_on_the_cpu_when_it_is_asked_for_needs_no_notice():
+def test_accelerate_launch_on_the_cpu_when_it_is_asked_for_needs_no_notice(nursery):
     flags = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     command = [*ACCELERATE, *flags.split(), "--main_process_port", 0, PROBE, "cpu"]
-    code, out, err = run(*command)
-    assert code == 0, err
-    assert_together(rows(out))
+    done = nursery.run(*command, env=clean())
+    assert done.returncode == 0, done.stderr
+    assert_together(rows(done.stdout))
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_accelerate_launch_that_starts_one_process_instead_of_two_is_refused():
-    code, out, err = run(*ACCELERATE, "--cpu", "--num_processes", 2, "--num_machines", 1, PROBE)
-    assert code != 0, err
-    assert "this process was started alone" in rows(out)[0]["refused"]
+def test_accelerate_launch_that_starts_one_process_instead_of_two_is_refused(nursery):
+    done = nursery.run(*ACCELERATE, "--cpu", "--num_processes", 2, "--num_machines", 1, PROBE, env=clean())
+    assert done.returncode != 0, done.stderr
+    assert "this process was started alone" in rows(done.stdout)[0]["refused"]
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_mpirun_joins():
+def probes(nursery, *environments):
+    """What processes say that are started beside each other."""
+    started = [nursery.begin(PROBE, "cpu", env=env) for env in environments]
+    return rows("".join(process.wait().stdout for process in started))
+
+
+def test_mpirun_joins(nursery):
     ranks = [MPI | {"OMPI_COMM_WORLD_RANK": r, "OMPI_COMM_WORLD_LOCAL_RANK": r} for r in "01"]
     env = {"MASTER_PORT": free_port(), "CUDA_VISIBLE_DEVICES": ""}
-    done = finish(*(start([sys.executable, PROBE, "cpu"], clean(**rank, **env)) for rank in ranks))
-    assert_together(rows(done[0][1] + done[1][1]))
+    assert_together(probes(nursery, *(clean(**rank, **env) for rank in ranks)))
 
 
 EARLIER = """
@@ -208,35 +207,30 @@ debug_launcher(main, num_processes=2)
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_what_accelerate_was_set_up_for_before_a_fork_is_refused(tmp_path):
-    code, out, _ = run(sys.executable, "-c", EARLIER, cwd=tmp_path)
-    assert code != 0
-    assert all("Accelerate was set up for 1 earlier" in row["refused"] for row in rows(out))
-    assert rows(out)
+def test_what_accelerate_was_set_up_for_before_a_fork_is_refused(nursery, tmp_path):
+    done = nursery.run("-c", EARLIER, cwd=tmp_path, env=clean())
+    assert done.returncode != 0
+    assert all("Accelerate was set up for 1 earlier" in row["refused"] for row in rows(done.stdout))
+    assert rows(done.stdout)
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_debug_launcher_and_notebook_launcher_join(tmp_path):
+def test_debug_launcher_and_notebook_launcher_join(nursery, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from accelerate import debug_launcher, notebook_launcher\nfrom tests.launch.probe import main\n"
         f"debug_launcher(main, ('cpu',))\nnotebook_launcher(main, ('cpu',), 2, use_port='{free_port()}')\n"
     )
-    code, out, err = run(sys.executable, script)
-    assert code == 0, err
-    seen = rows(out)
+    done = nursery.run(script, env=clean())
+    assert done.returncode == 0, done.stderr
+    seen = rows(done.stdout)
     assert [row["rank"] for row in seen] == [0, 0, 1, 1]
     assert {row["total"] for row in seen} == {3.0}
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_restart_joins_again():
+def test_a_restart_joins_again(nursery):
     seen = []
     for attempt in range(2):  # as torchrun's agent does it; its own restarts over gloo time out now and then
         env = TWO | {"TORCHELASTIC_RESTART_COUNT": attempt, "MASTER_PORT": free_port()}
-        tasks = [clean(**env | {"RANK": rank, "LOCAL_RANK": rank}) for rank in range(2)]
-        done = finish(*(start([sys.executable, PROBE, "cpu"], task) for task in tasks))
-        seen.append(rows(done[0][1] + done[1][1]))
+        seen.append(probes(nursery, *(clean(**env | {"RANK": rank, "LOCAL_RANK": rank}) for rank in range(2))))
     for attempt in seen:
         assert_together(attempt)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.launch.processes import clean, finish, free_port, start
+from tests.launch.processes import clean, free_port
 from zae_engine.launch.fork_fault import fork_fault, wait_for_gloo
 
 # Process 1 comes late, so process 0's callback is there before the exchange is done: gloo's thread runs it, and is busy
@@ -45,15 +45,15 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("guarded", [False, True])
-def test_a_fork_waits_until_gloo_s_threads_sleep(guarded):
+def test_a_fork_waits_until_gloo_s_threads_sleep(nursery, guarded):
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": 2}
     world |= {"GUARDED": 1} if guarded else {}
-    done = finish(*(start([sys.executable, "-c", SCRIPT], clean(**world, RANK=rank)) for rank in range(2)))
-    assert [code for code, *_ in done] == [0, 0], done
-    assert done[0][1] == ("over False\n" if guarded else "busy False\n")
+    both = [nursery.begin("-c", SCRIPT, env=clean(**world, RANK=rank)) for rank in range(2)]
+    done = [process.wait() for process in both]
+    assert [one.returncode for one in done] == [0, 0], done
+    assert done[0].stdout == ("over False\n" if guarded else "busy False\n")
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,8 @@ def test_the_versions_with_the_fault(version, mended):
     assert fork_fault(version, "darwin") is None
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.skipif(fork_fault() is None, reason="this Python has no such fault")
-def test_the_guard_is_registered_once_and_only_among_several_processes():
+def test_the_guard_is_registered_once_and_only_among_several_processes(nursery):
     script = (
         "import os; found = []; os.register_at_fork = lambda **hooks: found.append(hooks.get('before'))\n"
         "from zae_engine.trainer.processes.device import make_accelerator\n"
@@ -79,9 +78,9 @@ def test_the_guard_is_registered_once_and_only_among_several_processes():
         "print(found.count(wait_for_gloo))"
     )
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    both = [start([sys.executable, "-c", script], clean(**world, RANK=rank, LOCAL_RANK=rank)) for rank in range(2)]
-    alone = start([sys.executable, "-c", script])
-    assert [out for _, out, _ in finish(*both, alone)] == ["1\n", "1\n", "0\n"]
+    both = [nursery.begin("-c", script, env=clean(**world, RANK=rank, LOCAL_RANK=rank)) for rank in range(2)]
+    alone = nursery.begin("-c", script, env=clean())
+    assert [process.wait().stdout for process in (*both, alone)] == ["1\n", "1\n", "0\n"]
 
 
 def test_this_process_is_not_held_up_without_gloo():

@@ -1,10 +1,8 @@
 """srun: SLURM's variables become torch's, and nothing else is mistaken for it."""
 
-import sys
-
 import pytest
 
-from tests.launch.processes import PROBE, clean, finish, rows, start
+from tests.launch.processes import PROBE, clean, rows
 from zae_engine.launch import slurm
 
 STEP = {
@@ -95,15 +93,14 @@ def test_ports_differ_between_steps_and_jobs():
     assert max(ports) < 32768
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_srun_joins_its_tasks():
+def test_srun_joins_its_tasks(nursery):
     step = {"SLURM_JOB_ID": 815, "SLURM_STEP_ID": 3, "SLURM_NTASKS": 2, "SLURM_JOB_NODELIST": "somewhere"}
     step |= {"SLURM_TASKS_PER_NODE": "2", "SLURM_CPUS_PER_TASK": 3, "CUDA_VISIBLE_DEVICES": ""}
     tasks = [clean(**step, SLURM_PROCID=task, SLURM_LOCALID=task, SLURM_NODEID=0) for task in range(2)]
     for env in tasks:
         del env["OMP_NUM_THREADS"]
-    done = finish(*(start([sys.executable, PROBE, "cpu"], env) for env in tasks))
-    assert [code for code, _, _ in done] == [0, 0], done
-    seen = rows(done[0][1] + done[1][1])
+    done = [process.wait() for process in [nursery.begin(PROBE, "cpu", env=env) for env in tasks]]
+    assert [one.returncode for one in done] == [0, 0], done
+    seen = rows(done[0].stdout + done[1].stdout)
     assert [(row["rank"], row["local"], row["size"], row["total"]) for row in seen] == [(0, 0, 2, 3.0), (1, 1, 2, 3.0)]
     assert [(row["threads"], row["warned"]) for row in seen] == [(3, []), (3, [])]

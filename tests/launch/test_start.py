@@ -2,13 +2,11 @@
 
 import signal
 import socket
-import sys
-import time
 
 import pytest
 import yaml
 
-from tests.launch.processes import clean, finish, start
+from tests.launch.processes import clean
 from zae_engine.launch.environment import LaunchError
 from zae_engine.launch.start import began_in, restart, this_command
 
@@ -29,45 +27,42 @@ time.sleep(60)
 """
 
 
-def launch(folder, source, **settings):
+def launch(nursery, folder, source, **settings):
     config, script = folder / "config.yaml", folder / "script.py"
     config.write_text(yaml.safe_dump({"compute_environment": "LOCAL_MACHINE", **settings}))
     script.write_text(source)
-    return start([sys.executable, "-c", STARTER, config, script, "an argument"], clean(ACCELERATE_USE_CPU="true"))
+    return nursery.begin("-c", STARTER, config, script, "an argument", env=clean(ACCELERATE_USE_CPU="true"))
 
 
 def wait_for(process, count):
-    lines = [process.stdout.readline() for _ in range(count)]
-    assert lines == ["ready\n"] * count, process.stderr.read()
+    process.until(lambda: process.out.read_text() == "ready\n" * count)
 
 
 TWO = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
 ONE = {"distributed_type": "NO", "num_processes": 1, "mixed_precision": "no", "use_cpu": True}
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_signals_go_to_the_processes_and_their_exit_code_comes_back(tmp_path):
-    process = launch(tmp_path, WAITING, **TWO)
+def test_signals_go_to_the_processes_and_their_exit_code_comes_back(nursery, tmp_path):
+    process = launch(nursery, tmp_path, WAITING, **TWO)
     wait_for(process, 2)
-    process.send_signal(signal.SIGUSR1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    ((code, out, err),) = finish(process, timeout=30)
-    told = {tuple(line.split()[1:]) for line in out.splitlines() if line.startswith("told")}
+    process.send(signal.SIGUSR1)
+    process.until(lambda: process.out.read_text().count("told") == 2)
+    process.send(signal.SIGTERM)
+    done = process.wait(30)
+    told = {tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("told")}
     assert told >= {(rank, str(int(number))) for rank in "01" for number in (signal.SIGUSR1, signal.SIGTERM)}
-    assert code == 75
-    assert "ended with exit code 75" in err
-    assert "Traceback" not in err
+    assert done.returncode == 75
+    assert "ended with exit code 75" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_one_process_is_told_of_ctrl_c(tmp_path):
-    process = launch(tmp_path, WAITING, **ONE)
+def test_one_process_is_told_of_ctrl_c(nursery, tmp_path):
+    process = launch(nursery, tmp_path, WAITING, **ONE)
     wait_for(process, 1)
-    process.send_signal(signal.SIGINT)
-    ((code, out, _),) = finish(process, timeout=30)
-    assert code == 75
-    assert f"told None {int(signal.SIGINT)}" in out
+    process.send(signal.SIGINT)
+    done = process.wait(30)
+    assert done.returncode == 75
+    assert f"told None {int(signal.SIGINT)}" in done.stdout
 
 
 FAILING = """
@@ -78,18 +73,17 @@ print(sys.argv[1], os.environ["MASTER_PORT"], flush=True)
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_killed_process_is_told_and_a_taken_port_is_avoided(tmp_path):
+def test_a_killed_process_is_told_and_a_taken_port_is_avoided(nursery, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ((code, out, err),) = finish(launch(tmp_path, FAILING, main_process_port=port, **TWO), timeout=60)
-    assert code == 128 + signal.SIGKILL
-    assert err == "zae-engine: process 1 ended with SIGKILL, and the others with it\n"
-    if out:  # it may have been stopped before
-        assert out.startswith("an argument")
-        assert str(port) not in out
+        done = launch(nursery, tmp_path, FAILING, main_process_port=port, **TWO).wait()
+    assert done.returncode == 128 + signal.SIGKILL
+    assert done.stderr == "zae-engine: process 1 ended with SIGKILL, and the others with it\n"
+    if done.stdout:  # it may have been stopped before
+        assert done.stdout.startswith("an argument")
+        assert str(port) not in done.stdout
 
 
 # ---------------------------------------------------------------------- a script is started again

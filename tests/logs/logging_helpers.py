@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.nurse import Nursery
 from zae_engine.logs.loggers.logger import Logger, Record, RunInfo
 from zae_engine.logs.loggers.registry import logger_class
 
@@ -99,31 +99,34 @@ def log_until_killed(name: str, folder: str, settings: dict[str, Any]) -> None:
         time.sleep(0.01)
 
 
-def killed_run(name: str, folder: Path, settings: dict[str, Any] | None = None, setup: str = "") -> str:
+def killed_run(
+    nursery: Nursery, name: str, folder: Path, settings: dict[str, Any] | None = None, setup: str = ""
+) -> str:
     """The id of a run whose process was killed (kill -9) while it logged."""
     code = (
         f"{setup}\n"
         "from tests.logs.logging_helpers import in_thread, log_until_killed\n"
         f"in_thread(log_until_killed, {name!r}, {str(folder)!r}, {settings or {}!r})"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = nursery.begin("-c", code, env=os.environ)
+
+    def said() -> list[str]:
+        whole = process.out.read_text().rpartition("\n")[0].splitlines()
+        return [line for line in whole if not line.startswith("*")]  # what a client prints
+
     try:
-        for line in process.stdout:
-            if not line.startswith("*"):  # what a client prints
-                break
-        time.sleep(0.3)
+        process.until(lambda: said() != [])
+        time.sleep(0.3)  # so that it logs more than it has flushed
     finally:
         process.kill()
-        process.wait()
-        process.stdout.close()
-    return line.strip()
+    return said()[0].strip()
 
 
 def resume_after_kill(
-    name: str, folder: Path, settings: dict[str, Any] | None = None, setup: str = ""
+    nursery: Nursery, name: str, folder: Path, settings: dict[str, Any] | None = None, setup: str = ""
 ) -> tuple[str, int]:
     """Kill a run, go on with it as the feed does, up to step 60; its id and the step it had got to."""
-    id = killed_run(name, folder, settings, setup)
+    id = killed_run(nursery, name, folder, settings, setup)
     logger = logger_class(name)(settings)
 
     def go_on() -> int:

@@ -1,9 +1,6 @@
 """Run folders as pictures: what is in them, not what they look like."""
 
 import math
-import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -54,11 +51,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(starts_processes, tmp_path_factory):
+def killed(nursery, tmp_path_factory):
     """A run that was killed in the middle of its 12th step, and went on."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    command = [sys.executable, "-m", "tests.logs.digits_run", str(folder), "12"]
-    assert subprocess.run(command, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == -9
+    assert nursery.run("-m", "tests.logs.digits_run", folder, 12).returncode == -9
     return train(folder)
 
 
@@ -206,28 +202,10 @@ def test_of_very_many_metrics_some_are_left_out_and_that_is_said():
     assert drawn.get_suptitle() == "run · 19 more metrics"
 
 
-WITHOUT_MATPLOTLIB = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "matplotlib":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Blocked())
-from zae_engine.logs.curves import draw_curves
-try:
-    draw_curves(sys.argv[1])
-except ModuleNotFoundError as error:
-    print(error)
-"""
-
-
-@pytest.mark.usefixtures("starts_processes")
-def test_without_matplotlib_the_error_says_how_to_install_it(tmp_path):
+def test_without_matplotlib_the_error_says_how_to_install_it(nursery, tmp_path):
     folder = written(tmp_path / "run", began())
-    command = [sys.executable, "-c", WITHOUT_MATPLOTLIB, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    said = "curves.png needs matplotlib; install it: pip install 'zae-engine[plot]'"
-    assert done.stdout.strip() == said, done.stderr
+    code = "import sys; from zae_engine.logs.curves import draw_curves; draw_curves(sys.argv[1])"
+    done = nursery.run("-c", code, folder, without=["matplotlib"])
+    said = "ModuleNotFoundError: curves.png needs matplotlib; install it: pip install 'zae-engine[plot]'"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, said)
     assert [path.name for path in folder.iterdir()] == ["history.jsonl"]

@@ -2,10 +2,7 @@
 
 import csv
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
 
@@ -149,20 +146,17 @@ def test_a_killed_run_is_told_as_failed_with_a_summary_of_its_own(tmp_path):
     assert (service.summaries[0]["status"], service.summaries[0]["steps"]) == ("broken off", 1)
 
 
-def killed(folder, *kills):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.logs.killed_run", str(folder), *map(str, kills)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+def killed(nursery, folder, *kills):
+    for step in kills:
+        done = nursery.run("-m", "tests.logs.killed_run", folder, step)
+        assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_synchronised_is_that_of_an_unbroken_one(tmp_path):
+def test_a_run_that_is_killed_and_synchronised_is_that_of_an_unbroken_one(nursery, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     train(whole)
-    killed(folder, 8, 16)
+    killed(nursery, folder, 8, 16)
     assert {cursor.logger: cursor.status for cursor in cursors_in(folder)} == {"csv": "open", "tensorboard": "open"}
     count = len(records_of(folder))
     assert 13 <= count <= 15
@@ -178,11 +172,10 @@ def test_a_run_that_is_killed_and_synchronised_is_that_of_an_unbroken_one(tmp_pa
         assert all("has everything" in said for said in sync(folder))
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_run_that_was_resumed_without_sync_is_that_of_an_unbroken_one(tmp_path):
+def test_a_run_that_was_resumed_without_sync_is_that_of_an_unbroken_one(nursery, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     train(whole)
-    killed(folder, 4, 9, 17)
+    killed(nursery, folder, 4, 9, 17)
     train(folder)
     assert table(folder / "metrics.csv") == table(whole / "metrics.csv")
     assert events(folder) == events(whole)

@@ -1,12 +1,9 @@
 """A logger can fail, exit, hang or crawl: the training neither notices nor waits, and every record arrives once."""
 
 import os
-import subprocess
-import sys
 import time
 import tracemalloc
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +23,7 @@ from tests.logs.services import (
     wait_for,
 )
 from tests.logs.test_merging import write_more
+from tests.nurse import environment
 from zae_engine.logs import logger_feed as feed_module
 from zae_engine.logs.cursor import Cursor
 from zae_engine.logs.logger_feed import close
@@ -245,8 +243,7 @@ def test_it_is_tried_again_less_and_less_often(tmp_path, monkeypatch):
     ended(trainer)
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_an_error_at_the_end_is_told_when_the_process_ends(tmp_path):
+def test_an_error_at_the_end_is_told_when_the_process_ends(nursery, tmp_path):
     """The default, since the run is closed by then; nobody calls run() any more."""
     code = f"""
 from tests.helpers import PlainTrainer, loader, make
@@ -257,20 +254,12 @@ trainer = attach(make(PlainTrainer.add_on(StateManagerAddon), save_path={str(tmp
                  feed_of(Service({{"finish": RuntimeError("quota")}})))
 trainer.run(1, loader())
 """
-    done = started(code, tmp_path)
+    done = nursery.run("-c", code, env=environment() | {"PYTHONWARNINGS": "error"})
     assert done.returncode == 0
     assert [line for line in done.stderr.splitlines() if line] == [
         f"service is set aside: RuntimeError: quota. The training goes on; `zae logs sync {tmp_path}/run` delivers"
         " later what is missing"
     ]
-
-
-def started(code, folder, timeout=60):
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "PYTHONWARNINGS": "error"}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=timeout
-    )
 
 
 # ---------------------------------------------------------------------- what hangs

@@ -2,11 +2,9 @@
 
 import os
 import subprocess
-import sys
-
-import pytest
 
 from tests.helpers import PlainTrainer, loader, make
+from tests.nurse import environment
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 from zae_engine.trainer.journal.settings import plain_settings
 
@@ -33,17 +31,13 @@ WORDS = (
 )
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_no_file_of_a_run_has_a_secret(tmp_path):
+def test_no_file_of_a_run_has_a_secret(nursery, tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     for words in (["init", "-q"], ["remote", "add", "origin", "https://me:SECRET-7@host/it.git"]):
         subprocess.run(["git", "-C", tmp_path, *words], check=True, timeout=60)
     variables = {"WANDB_MODE": "offline", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        [sys.executable, "train.py", *WORDS],
-        cwd=tmp_path, capture_output=True, timeout=250, env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()
+    done = nursery.run("train.py", *WORDS, cwd=tmp_path, timeout=250, env=environment() | variables)
+    assert done.returncode == 0, done.stderr
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert not [path for path, content in files.items() if b"SECRET" in content]
     assert any(path.suffix == ".wandb" and b"--n_tokens" in content for path, content in files.items())

@@ -1,8 +1,6 @@
 """What came out of a run, in a file and in a few lines."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -36,15 +34,13 @@ def summary(tmp_path, *lines):
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(nursery, tmp_path_factory):
     """A run that was killed in the middle of its 12th step, and went on."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    command = [sys.executable, "-m", "tests.logs.digits_run", str(folder), "12"]
-    assert subprocess.run(command, timeout=120).returncode == -9
+    assert nursery.run("-m", "tests.logs.digits_run", folder, 12).returncode == -9
     return train(folder)
 
 
-@pytest.mark.usefixtures("starts_processes")
 def test_a_run_that_was_killed_is_summarized_whole(killed):
     told = write_summary(killed.save_path)
     assert json.loads((killed.save_path / "summary.json").read_text()) == told

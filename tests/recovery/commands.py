@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.recovery.harness import ROOT, Command, environment, tidy, where_of
+from tests.nurse import ROOT, environment
+from tests.recovery.harness import Command, tidy, where_of
 
 PROBLEM = ["-m", "tests.recovery.problem"]
 LAUNCHERS = {

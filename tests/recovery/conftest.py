@@ -2,14 +2,7 @@ import json
 
 import pytest
 
-from tests.recovery.harness import Nursery, finish
-
-
-@pytest.fixture(scope="session")
-def nursery(starts_processes):
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+from tests.recovery.harness import finish
 
 
 @pytest.fixture(scope="session")

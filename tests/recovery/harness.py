@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,69 +13,11 @@ from pathlib import Path
 
 import torch
 
+from tests.nurse import LONGEST, Nursery, environment
 from zae_engine.checkpoint.folder import committed, problems_of
 from zae_engine.logs.history_file import read_history
 
-ROOT = Path(__file__).parents[2]
-LONGEST = 60.0  # seconds that any command of these tests may take
 LAUNCHER_GRACE = 30.0  # seconds that torchrun gives the others between SIGTERM and SIGKILL
-_NOT_OURS = ("ACCELERATE", "RANK", "LOCAL_", "WORLD", "MASTER", "SLURM", "TORCHELASTIC")
-
-
-def environment() -> dict[str, str]:
-    """Of a shell in which no launcher has set anything."""
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_OURS)}
-    return outside | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-class Nursery:
-    """Starts processes by way of `tests.recovery.nursery`, and knows how each ended."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.recovery.nursery"]
-        self._parent = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-        self._buffer = b""
-        self.codes: dict[int, int] = {}
-        assert self._next(LONGEST) == {"ready": True}
-
-    def start(self, argv: list[str], env: dict[str, str], log: Path) -> int:
-        """Start a process; return its id."""
-        self._parent.stdin.write(json.dumps({"argv": argv, "env": env, "log": str(log)}).encode() + b"\n")
-        while True:
-            told = self._next(30.0)
-            assert told is not None, "the nursery is silent"
-            if "code" not in told:
-                return told["pid"]
-            self.codes[told["pid"]] = told["code"]
-
-    def code(self, pid: int, timeout: float = 0.0) -> int | None:
-        """Its exit code, or minus its signal; None while it runs."""
-        end = time.monotonic() + timeout
-        while pid not in self.codes:
-            told = self._next(max(0.0, end - time.monotonic()))
-            if told is None:
-                return None
-            self.codes[told["pid"]] = told["code"]
-        return self.codes[pid]
-
-    def _next(self, timeout: float) -> dict | None:
-        end = time.monotonic() + timeout
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._parent.stdout], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                return None
-            self._buffer += os.read(self._parent.stdout.fileno(), 65536)
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
-
-    def close(self) -> None:
-        with suppress(BrokenPipeError):  # an empty line, since a child of this process may keep the pipe open
-            self._parent.stdin.write(b"\n")
-            self._parent.stdin.close()
-        self._parent.wait(30)
-        self._parent.stdout.close()
 
 
 class Command:
@@ -188,14 +127,14 @@ def start(
 ) -> Command:
     """Start the command."""
     command = Command(nursery, tidy(folder), processes)
-    argv = [str(folder), json.dumps(setup), json.dumps(mishaps or [])]
+    argv = ["-m", "tests.recovery.problem", folder, json.dumps(setup), json.dumps(mishaps or [])]
     world = {}
     if processes > 1:
         world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
                  "MASTER_PORT": str(_free_port())}  # fmt: skip
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {}
-        command.pids.append(nursery.start(argv, world | own, folder / f"log-{rank}"))
+        command.pids.append(nursery.start(*argv, out=folder / f"log-{rank}", env=environment() | world | own))
     return command
 
 

@@ -94,8 +94,7 @@ def test_wrong_settings_are_refused():
         CSVLogger({"path": 3}).check()
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_killed_run_goes_on(tmp_path):
-    id, last = resume_after_kill("csv", tmp_path / "a run")
+def test_a_killed_run_goes_on(nursery, tmp_path):
+    id, last = resume_after_kill(nursery, "csv", tmp_path / "a run")
     assert (id, last) == ("metrics.csv", 10)
     assert [int(row["step"]) for row in rows(tmp_path / "a run" / "metrics.csv")] == list(range(1, 61))

@@ -178,8 +178,7 @@ def test_a_users_own_run_stays_active(tmp_path, monkeypatch):
     assert mlflow.get_run(run.info.run_id).data.metrics == {"mine": 1.0}
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_killed_run_goes_on(folder):
-    id, last = resume_after_kill("mlflow", folder)
+def test_a_killed_run_goes_on(nursery, folder):
+    id, last = resume_after_kill(nursery, "mlflow", folder)
     assert last == 10  # what was flushed
     assert [metric.step for metric in history(folder, id)] == list(range(1, 61))

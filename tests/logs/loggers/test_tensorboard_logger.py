@@ -160,9 +160,8 @@ def test_torch_is_not_needed(tmp_path):
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_killed_run_goes_on(tmp_path):
-    id, last = resume_after_kill("tensorboard", tmp_path / "a run")
+def test_a_killed_run_goes_on(nursery, tmp_path):
+    id, last = resume_after_kill(nursery, "tensorboard", tmp_path / "a run")
     assert id == "tensorboard"
     assert 10 <= last < 60
     assert steps(tmp_path / "a run" / "tensorboard") == list(range(1, 61))

@@ -115,10 +115,9 @@ def test_one_that_can_tell_what_it_has_gets_nothing_twice(tmp_path, registered):
     assert [line["step"] for line in lines(tmp_path / "there" / "p.jsonl") if "step" in line] == [1, 2, 3]
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_killed_run_goes_on(tmp_path, registered):
+def test_a_killed_run_goes_on(nursery, tmp_path, registered):
     setup = "import tests.logs.loggers.test_tracker_logger as own; own.register_tracker_class(own.AskedTracker)"
-    id, last = resume_after_kill("tracker", tmp_path / "a run", {"log_with": "asked"}, setup)
+    id, last = resume_after_kill(nursery, "tracker", tmp_path / "a run", {"log_with": "asked"}, setup)
     kept = lines(tmp_path / "a run" / "tracker" / "digits.jsonl")
     assert (id, 10 <= last < 60) == ("asked", True)
     assert [line["step"] for line in kept if "step" in line] == list(range(1, 61))

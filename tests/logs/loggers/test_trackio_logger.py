@@ -157,9 +157,8 @@ def test_wrong_settings_are_refused():
         TrackioLogger({"project": ""}).check()
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_killed_run_goes_on(tmp_path, database, project):
+def test_a_killed_run_goes_on(nursery, tmp_path, database, project):
     settings = {"project": project, "auto_log_cpu": False, "auto_log_gpu": False}
-    id, last = resume_after_kill("trackio", tmp_path / "a run", settings)
+    id, last = resume_after_kill(nursery, "trackio", tmp_path / "a run", settings)
     assert 10 <= last < 60
     assert [step for step, _ in rows(database, project, id)] == list(range(1, 61))

@@ -7,8 +7,6 @@ import os
 import pickle
 import random
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import torch
 from tests.distributed.conftest import start as start_group
 from tests.helpers import MLPTrainer, PlainTrainer, assert_equal, loader, make, weights
 from tests.launch.processes import finish
+from tests.nurse import environment
 from tests.trainer.addons.resumed import Drawing, build, first_difference, outcome
 from tests.trainer.addons.test_multi_gpu import session
 from zae_engine.logs.cursor import Cursor
@@ -96,15 +95,14 @@ make(PlainTrainer.add_on(addons.CSVLoggerAddon), save_path="run").run(1, loader(
 """
 
 
-def python(code, folder, **more):
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **more}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=90)
+def python(nursery, folder, *words, **more):
+    """In a process of its own."""
+    environ = environment() | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **more}
+    return nursery.run("-c", *words, cwd=folder, env=environ, timeout=90)
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_client_that_is_not_installed_is_named_with_its_command(tmp_path):
-    done = python(WITHOUT, tmp_path)
+def test_a_client_that_is_not_installed_is_named_with_its_command(nursery, tmp_path):
+    done = python(nursery, tmp_path, WITHOUT)
     assert done.returncode == 0, done.stderr
     names = ("wandb", "neptune", "mlflow", "trackio", "tensorboard")
     for line, name in zip(done.stdout.splitlines(), names, strict=True):
@@ -334,12 +332,11 @@ print({name: type(client).__module__.partition(".")[0] for name, client in train
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
-def test_the_settings_of_0_7_6_start_both_loggers(tmp_path):
+def test_the_settings_of_0_7_6_start_both_loggers(nursery, tmp_path):
     pytest.importorskip("wandb")
     pytest.importorskip("neptune")
-    done = python(OLD, tmp_path, PYTHONWARNINGS="default", WANDB_SILENT="true")
+    done = python(nursery, tmp_path, OLD, PYTHONWARNINGS="default", WANDB_SILENT="true")
     assert done.returncode == 0, done.stderr
     assert "opens digits" in done.stdout
     assert "{'wandb': 'wandb', 'neptune': 'neptune'}" in done.stdout
@@ -423,6 +420,7 @@ NEUTRAL = """
 import random, sys, torch
 import numpy as np
 from tests.helpers import *
+from tests.nurse import environment
 from tests.trainer.addons.resumed import Drawing, build, first_difference, outcome
 from pathlib import Path
 from zae_engine.trainer import addons
@@ -442,7 +440,6 @@ print("difference:", first_difference(*outcomes))
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
@@ -455,12 +452,10 @@ print("difference:", first_difference(*outcomes))
     ],
     ids="+".join,
 )
-def test_no_client_draws_from_the_trainings_streams(tmp_path, names):
+def test_no_client_draws_from_the_trainings_streams(nursery, tmp_path, names):
     """In a new process, which imports the clients, too."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    environ |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_SILENT": "true"}
-    command = [sys.executable, "-c", NEUTRAL, *names]
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=90)
+    more = {"WANDB_MODE": "offline", "TRACKIO_DIR": tmp_path / "trackio", "WANDB_SILENT": "true"}
+    done = python(nursery, tmp_path, NEUTRAL, *names, PYTHONWARNINGS="default", **more)
     assert "difference: None" in done.stdout, done.stdout + done.stderr
     for path in (tmp_path / "1" / "loggers").iterdir():
         cursor = Cursor.load(tmp_path / "1", path.stem)

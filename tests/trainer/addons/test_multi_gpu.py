@@ -95,12 +95,11 @@ sys.stdout.write(json.dumps({"rank": trainer.accelerator.process_index, "total":
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_under_a_launcher_nothing_is_started_and_the_numbers_have_to_agree(tmp_path):
-    code, out, err = run(*TORCHRUN, "--nproc-per-node", 2, write(tmp_path / "x", UNDER))
-    assert code == 0, err
-    assert [(row["rank"], row["total"]) for row in rows(out)] == [(0, 2.0), (1, 2.0)]
-    for row in rows(out):
+def test_under_a_launcher_nothing_is_started_and_the_numbers_have_to_agree(nursery, tmp_path):
+    done = nursery.run(*TORCHRUN, "--nproc-per-node", 2, write(tmp_path / "x", UNDER), env=clean())
+    assert done.returncode == 0, done.stderr
+    assert [(row["rank"], row["total"]) for row in rows(done.stdout)] == [(0, 2.0), (1, 2.0)]
+    for row in rows(done.stdout):
         assert "names 3, but a launcher started 2 processes" in row["refused"]
 
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -271,18 +270,16 @@ def test_a_checkpoint_that_is_named_is_gone_on_with_whichever_call_it_is_of(tmp_
     assert other.progress_checker.get_epoch() == 6  # the second call, which began after one epoch, has four now
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_signal_while_the_end_of_a_run_is_written_does_not_cut_it(tmp_path):
+def test_a_signal_while_the_end_of_a_run_is_written_does_not_cut_it(nursery, tmp_path):
     code = (
         "import torch; from torch import nn; from tests.trainer.addons.test_state_manager_again import *\n"
         "model = nn.ModuleList([nn.Linear(8, 3), nn.Linear(4000, 4000)])\n"
         f"managed({str(tmp_path)!r}, Heavy, model=model).run(1, loader(16))"
     )
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
-        while process.poll() is None and not list(tmp_path.glob("checkpoints/.*.partial")):
-            time.sleep(0.002)
-        process.terminate()
-        assert process.wait(60) == 75  # a script may have more to do, for which there is no time now
+    process = nursery.begin("-c", code)
+    process.until(lambda: list(tmp_path.glob("checkpoints/.*.partial")) != [])
+    process.send(signal.SIGTERM)
+    assert process.wait().returncode == 75  # a script may have more to do, for which there is no time now
     assert [c.step for c in committed(tmp_path / "checkpoints")] == [2]
 
 

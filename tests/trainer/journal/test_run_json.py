@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,8 +47,7 @@ def git(folder, *words):
     subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, timeout=30)
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_no_secret_is_in_a_run_folder(tmp_path):
+def test_no_secret_is_in_a_run_folder(nursery, tmp_path):
     script, folder = tmp_path / "code" / "train.py", tmp_path / "run"
     script.parent.mkdir()
     script.write_text(SCRIPT)
@@ -59,9 +57,8 @@ def test_no_secret_is_in_a_run_folder(tmp_path):
     git(script.parent, "-c", "user.name=a", "-c", "user.email=b@c", "commit", "-qm", "first")
     words = ["--api-key=S3CRET-a", "--token", "S3CRET-b", "db.password=S3CRET-c", "https://me:S3CRET-d@host"]
     secrets = {"WANDB_API_KEY": "S3CRET-e", "HF_TOKEN": "S3CRET-f", "AWS_SECRET_ACCESS_KEY": "S3CRET-g"}
-    environment = os.environ | secrets | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(folder), *words]
-    subprocess.run(command, env=environment, check=True, timeout=100, capture_output=True)
+    done = nursery.run(script, folder, *words, env=os.environ | secrets | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 5
     assert [path.name for path in files if b"S3CRET" in path.read_bytes()] == []

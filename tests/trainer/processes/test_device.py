@@ -1,14 +1,12 @@
 """From ``device=``, the precision and the launch environment to the one Accelerator."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
 
-from tests.launch.processes import clean, finish, free_port, run, start
+from tests.launch.processes import clean, free_port
 from zae_engine.launch.environment import LaunchError
 from zae_engine.trainer.processes.device import (
     available_devices,
@@ -254,11 +252,10 @@ print(second.mixed_precision, second.num_processes)
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_a_process_group_outlives_a_precision(tmp_path):
+def test_a_process_group_outlives_a_precision(nursery):
     one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    code, out, err = run(sys.executable, "-c", TOGETHER, env=clean(**one), cwd=tmp_path)
-    assert (code, out.split()) == (0, ["bf16", "1"]), err
+    done = nursery.run("-c", TOGETHER, env=clean(**one))
+    assert (done.returncode, done.stdout.split()) == (0, ["bf16", "1"]), done.stderr
 
 
 EARLIER = """
@@ -270,13 +267,12 @@ make_accelerator("cpu")
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_an_accelerator_that_is_alone_among_several_is_refused(tmp_path):
+def test_an_accelerator_that_is_alone_among_several_is_refused(nursery):
     two = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "CUDA_VISIBLE_DEVICES": ""}
-    both = [clean(**two, RANK=rank, LOCAL_RANK=rank) for rank in range(2)]
-    for code, out, err in finish(*(start([sys.executable, "-c", EARLIER], env, tmp_path) for env in both)):
-        assert (code, out.split()) == (1, ["1"])
-        assert "2 processes were started, but Accelerate was set up for 1 earlier" in err
+    both = [nursery.begin("-c", EARLIER, env=clean(**two, RANK=rank, LOCAL_RANK=rank)) for rank in range(2)]
+    for done in [process.wait() for process in both]:
+        assert (done.returncode, done.stdout.split()) == (1, ["1"])
+        assert "2 processes were started, but Accelerate was set up for 1 earlier" in done.stderr
 
 
 FOREIGN = """
@@ -294,9 +290,8 @@ print(make_accelerator("cpu", "no").mixed_precision)
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_settings_of_the_users_own_accelerator_are_not_reset_while_it_lives(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, text=True, cwd=tmp_path)
+def test_settings_of_the_users_own_accelerator_are_not_reset_while_it_lives(nursery):
+    done = nursery.run("-c", FOREIGN)
     assert done.returncode == 0, done.stderr
     refused, own, last = done.stdout.splitlines()
     assert refused.startswith("mixed_precision='no' (in use: 'bf16') contradicts another trainer (or Accelerator)")

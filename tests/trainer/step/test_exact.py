@@ -1,9 +1,6 @@
 """The weights are those of the loop that one would write by hand."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ from tests.helpers import (
     sgd,
     weights,
 )
+from tests.nurse import environment
 from zae_engine.trainer.step.update import DelegatedUpdate, DirectUpdate
 
 ROOT = Path(__file__).parents[3]
@@ -259,11 +257,9 @@ print(type(trainer._place.prepared).__name__, trainer.compiled, next(iter(traine
 """
 
 
-@pytest.mark.usefixtures("starts_processes")
-def test_compile_covers_the_whole_step():
+def test_compile_covers_the_whole_step(nursery):
     # In a process of its own, since Accelerate keeps the choice of a compiler as long as the process lives.
-    environment = os.environ | {"ACCELERATE_DYNAMO_BACKEND": "EAGER"}
-    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, cwd=ROOT)
+    done = nursery.run("-c", COMPILED, env=environment() | {"ACCELERATE_DYNAMO_BACKEND": "EAGER"})
     assert done.stdout.split() == ["OptimizedModule", "True", "body.weight"], done.stderr
 
 

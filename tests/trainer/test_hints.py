@@ -182,6 +182,16 @@ def test_unknown_attributes_are_answered():
     assert getattr(trainer, "zzz", 3) == 3
 
 
+def test_what_the_trainer_has_after_its_constructor_is_no_misspelling_before():
+    class Hasty(PlainTrainer):
+        def __init__(self, *args, **options):
+            self.log_train.clear()
+            super().__init__(*args, **options)
+
+    with pytest.raises(AttributeError, match=r"no attribute 'log_train'; it is there after super\(\).__init__\(...\)"):
+        make(Hasty)
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [("train_loader", "loader"), ("val_loader", "valid_loader"), ("max_epochs", "n_epoch"), ("max_step", "max_steps")],

@@ -148,6 +148,8 @@ def missing(owner: Any, name: str) -> NoReturn:
     """Say that there is no such attribute, and what is meant when another trainer has it."""
     kind = type(owner).__name__
     known = f"; {_instead(name)}" if name in ATTRIBUTES else ""
+    if _has(type(owner), name) and not vars(owner).get("_made"):
+        known = "; it is there after super().__init__(...), so call that first"
     if not known and not name.startswith("_") and (near := nearest(name, dir(type(owner)) + list(vars(owner)))):
         known = f"; did you mean {near!r}?"
     raise AttributeError(f"{kind!r} object has no attribute {name!r}{known}")

@@ -261,12 +261,13 @@ class Trainer(Methods):
     def _within(self, limits: list[Duration], valid_every: Duration) -> Iterator[Session]:
         """Inside, a call of `run` goes on."""
         before, parts = self._session, (self._place, self._recorder, self._evaluator, self._companions)
-        self._session = session = Session(self, *parts, limits, valid_every)
         try:
+            self._session = session = Session(self, *parts, limits, valid_every)
             yield session
         finally:
-            self._session, self._recorder.batch_of = before, ""
-            self._place.guard.plans = {} if before is None else before.plans
+            self._session, self._recorder.batch_of, self._place.guard.plans = before, "", {}
+            if before is not None:
+                before.take_over()
 
     @contextmanager
     def _alone(self) -> Iterator[Session]:

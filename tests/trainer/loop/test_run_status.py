@@ -12,7 +12,7 @@ Managed = PlainTrainer.add_on(StateManagerAddon)
 # A row an event, a column a standing; None where it cannot happen.
 TABLE = {
     #             FRESH      LOADED       CONCLUDED  RUNNING   ENDED      BROKEN
-    "begin": ("RUNNING", "RUNNING", "RUNNING", None, "RUNNING", "RUNNING"),
+    "begin": ("RUNNING", "RUNNING", "RUNNING", "RUNNING", "RUNNING", "RUNNING"),
     "end": (None, None, None, "ENDED", None, None),
     "break off": (None, None, None, "BROKEN", None, None),
     "load": ("LOADED", "LOADED", "LOADED", None, "LOADED", "LOADED"),

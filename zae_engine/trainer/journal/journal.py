@@ -85,6 +85,7 @@ class Journal(Companion):
         self.token, self.attempt = "", dict[str, Any]()
         self.session: Present | None = None
         self.is_open, self._held = False, False
+        self._noted = False  # whether the attempt that begins is written down: a run that was refused has done so
         self._lines = StepLines(recorder, True)
         self._background, self._told = Background(), set[str]()
         self._failure, self._failure_was_told = "", False
@@ -168,6 +169,20 @@ class Journal(Companion):
             self.session, self.after = session, None
             self.standing = self.standing.after("begin")
 
+    def go_on_from(self, after: int, origin: str, inside: bool) -> None:
+        """A checkpoint was loaded, from which the next call goes on.
+
+        Parameters
+        ----------
+        after : int
+            The last line of the history that holds.
+        origin : str
+            Which checkpoint it is.
+        inside : bool
+            Whether it is of this folder's run.
+        """
+        self.after, self.origin, self.begins_file, self._noted = after, origin, not inside, False
+
     def _move_on(self, event: str) -> None:
         """A run is over that has begun: one that was refused has changed nothing."""
         if self.standing is Standing.RUNNING:
@@ -177,8 +192,9 @@ class Journal(Companion):
         token = f"{time.time_ns():x}-{os.getpid()}"
         self.token = self.processes.on_first(lambda: token)
         self.file = HistoryFile(self.folder / "history.jsonl") if self.processes.first else None
-        fresh = not self.standing.owns and not self.after
+        fresh = not (self.standing.owns or self.after or self._noted)
         self.processes.on_first(lambda: self._note(trainer))
+        self._noted = True
         self._check_shared()
         if ends and self.file is not None:
             self.readers.begin(self.folder, trainer, self.attempt, fresh)
@@ -191,7 +207,7 @@ class Journal(Companion):
         """Note that the run begins, or goes on, in run.json and in the history."""
         assert self.file is not None  # this is process 0
         self.attempt = note_attempt(self.folder, trainer, self.processes.count, self.token, self.facts)
-        if self.after is not None or not self.standing.owns:
+        if not self._noted and (self.after is not None or not self.standing.owns):
             after = min(self.after or 0, self.file.count)
             step = self.recorder.counters.get_step() - 1
             self.file.append([{"kind": "attempt", "attempt": self.attempt["attempt"], "after": after, "step": step,

@@ -39,7 +39,7 @@ _AT_REST = (_F, _L, _C, _E, _B)
 
 # By event: from which standing to which.
 TRANSITIONS: dict[str, dict[Standing, Standing]] = {
-    "begin": dict.fromkeys(_AT_REST, _R),
+    "begin": dict.fromkeys(Standing, _R),  # again, too: a `run` of the user's own may call ours several times
     "end": {_R: _E},
     "break off": {_R: _B},
     "load": dict.fromkeys(_AT_REST, _L),

@@ -18,7 +18,7 @@ from ..data.random_streams import (
     streams_of,
 )
 from ..data.sample_ids import check_shared, set_epoch
-from ..interface import Face
+from ..interface import Face, decide
 from ..limits import Budget, Duration, Interval
 from ..processes.agreement import NOTHING, Agreement, Wish
 from ..records.gather import restore_log
@@ -77,11 +77,13 @@ class Session:
         self.companions, self.keeps_ids = companions, any(c.ends_runs for c in companions)
         placement.prepare(trainer)
         self.border = placement.trained
-        placement.begin_comparing(trainer)
         self.valid_sets: dict[str, Any] = named(trainer.valid_loader)
         counters, training = recorder.counters, trainer.mode == "train"
+        if training:
+            placement.begin_comparing(trainer)
         done = (counters.get_epoch() - 1, counters.get_step() - 1) if training else (0, 0)
-        self._loaded = next(filter(None, (companion.loaded for companion in companions)), None)
+        found = (companion.loaded for companion in companions if training)  # an evaluation leaves it to the training
+        self._loaded = next(filter(None, found), None)
         self.budget = Budget(limits, *(self._loaded.begun(done) if self._loaded else done))
         self.validation, self.agreement = Interval(valid_every), Agreement(placement.processes, done[1])
         self.call = Call(self.budget)
@@ -97,6 +99,8 @@ class Session:
         trainer.batch_size = self.plans[trainer.mode].batch_size or 0
         sizes = (self.plan(each).batch_size or 0 for each in self.valid_sets.values())
         trainer.valid_batch_size = max(sizes, default=0)
+        shown = ("loader", "valid_loader", "batch_size", "valid_batch_size")
+        self._shown = {name: getattr(trainer, name) for name in shown}
         placement.make_update(trainer)
 
     def _go_on_from(self, loaded: Loaded) -> None:
@@ -141,9 +145,14 @@ class Session:
             refusals.check_lasts(trainer.scheduler, trainer.scheduler_step_on_batch, batches, budget)
 
     def begin(self) -> None:
-        """Nothing refuses the call any more."""
-        for companion in self.companions:
+        """Nothing refuses the call any more; what goes along does so with a training."""
+        for companion in self.companions if self.trainer.mode == "train" else ():
             companion.begins(self)
+
+    def take_over(self) -> None:
+        """Another call of `run` has begun within this one, and is over: the trainer and its parts are of this again."""
+        self.recorder.call, self.place.guard.plans = self.call, self.plans
+        decide(self.trainer, **self._shown)
 
     def epochs(self) -> Iterator[int]:
         """The epochs to run, counted from 0 over the trainer's whole life."""

@@ -88,8 +88,8 @@ class Checkpointer(Companion):
 
     @property
     def is_running(self) -> bool:
-        """Whether a call of `run` trains."""
-        return self.journal.standing is Standing.RUNNING
+        """Whether this is within a call of `run`, be it that it has yet to begin."""
+        return self.ends_runs
 
     @property
     def broke_off_midway(self) -> bool:
@@ -99,11 +99,13 @@ class Checkpointer(Companion):
     @property
     def memory(self) -> dict[str, Any]:
         """What the next call of `run` has to know, as plain values; to be set in another process."""
-        return {"calls": self.finder.calls, "best": self.finder.kept.place}
+        return {"calls": self.finder.calls, "best": self.finder.kept.place, "loaded": self.finder.loaded is not None}
 
     @memory.setter
     def memory(self, values: dict[str, Any]) -> None:
         self.finder.calls, self.finder.kept.place = values["calls"], values["best"]
+        if not values["loaded"]:  # a run has gone on from it
+            self.finder.loaded = None
 
     # ------------------------------------------------------------------ one run
 
@@ -171,7 +173,8 @@ class Checkpointer(Companion):
 
     def _break_off(self, error: BaseException) -> None:
         """The run ends by an error: let what is being written end, and say where the run can be taken up."""
-        self._broke_off_midway = self._session is not None and self._session.opened is not None
+        if self._session is not None:  # else it was refused, and nothing has changed
+            self._broke_off_midway = self._session.opened is not None
         if self._saver is None:
             return
         # What is on its way ends, so that none writes beside the next run; of the others nobody knows who is alive.

@@ -159,9 +159,8 @@ class Finder:
         journal.standing, journal.after = journal.standing.after("load"), None  # also when it is put in partly only
         state, self.loaded = put(TrainerState(trainer, self._place, self._recorder), checkpoint, self.settings)
         inside = is_inside(checkpoint, journal.folder)
-        journal.after = checkpoint.manifest.get("history", 0) if inside else 0
-        journal.origin = str(checkpoint.path.name if inside else checkpoint.path)
-        journal.begins_file = not inside
+        after = checkpoint.manifest.get("history", 0) if inside else 0
+        journal.go_on_from(after, str(checkpoint.path.name if inside else checkpoint.path), inside)
         with fitting(checkpoint):
             self.kept.load(trainer, self._place.processes, checkpoint, state, inside)
         return dict(state)

@@ -74,6 +74,11 @@ class Watch:
         """Let the thread end."""
         self._ended.set()
         self._thread.join(2.0)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forget where the process stood: a frame that is kept keeps all that it holds, a whole trainer say."""
+        self._standing = CODE
 
     def _look(self, ended: threading.Event) -> None:
         while not ended.wait(self._tick):
@@ -90,7 +95,7 @@ class Watch:
         self._stood, self._next, self._asked = self._since, 0.0, False
         self._sentence = ""
         self._computed = time.process_time()
-        self._standing = CODE  # a frame that is kept keeps all that it holds
+        self.let_go()
         self.peers.forget()
 
     def _judge(self) -> None:
@@ -205,3 +210,9 @@ def _go_on() -> None:
 def _forget() -> None:
     global _current
     _current = None
+
+
+def let_go() -> None:
+    """Let the watch of this process hold nothing of what it has seen, until its next look."""
+    if _current is not None:
+        _current.let_go()

@@ -20,6 +20,7 @@ from ...launch.environment import World
 from ...launch.first_meeting import meeting
 from ...launch.fork_fault import guard_forks
 from ...launch.rendezvous import with_fresh_store
+from ..hangs.watchdog import let_go
 from ..refusals import check_number
 from ..warn import warn
 
@@ -198,6 +199,7 @@ def _make_room(device: torch.device | None, precision: str) -> None:
     clash = _clash(AcceleratorState(), device, precision)
     if not clash:
         return
+    let_go()
     gc.collect()  # a trainer that only waits to be collected contradicts nobody
     # The user's own ones are known to the garbage collector only; it may not list ours (after gc.freeze()).
     in_use = bool(_living) or any(issubclass(type(o), Accelerator) for o in gc.get_objects())

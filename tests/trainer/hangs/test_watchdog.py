@@ -21,7 +21,7 @@ def seen_in_an_exchange(watch):
     held = torch.zeros(3)
     for _ in range(100):
         names["exchange"](time.sleep, held)
-        if watch._standing.kind == "exchange":
+        if watch._place.kind == "exchange":
             return weakref.ref(held)
     raise AssertionError("the watch has not seen it")
 

@@ -22,7 +22,7 @@ _LOADER = "/torch/utils/data/dataloader.py"
 _BETWEEN = OURS + "trainer/hangs/waits.py"  # stands between the loader's own frames
 
 
-class Standing(NamedTuple):
+class ThreadPlace(NamedTuple):
     """Where a thread stands.
 
     Attributes
@@ -39,24 +39,24 @@ class Standing(NamedTuple):
     frame: FrameType | None
 
 
-CODE = Standing("code", "", None)
+CODE = ThreadPlace("code", "", None)
 
 
-def standing_of(thread: int, in_words: bool = True) -> Standing:
+def place_of(thread: int, in_words: bool = True) -> ThreadPlace:
     """Where a thread, by its ident, stands at this moment; `in_words` asks a loader's workers, too."""
     frames = list(_outwards(sys._current_frames().get(thread)))
     for frame in frames:
         file = frame.f_code.co_filename
         if is_in(file, _LOADER) and (iterator := _with_workers(frame)) is not None:
             awaited = describe_awaited(iterator) if in_words else "its loader's workers"
-            return Standing("loader", f"waiting for {awaited}", frame)
+            return ThreadPlace("loader", f"waiting for {awaited}", frame)
         if is_in(file, *_EXCHANGES, *_BACKWARD):
             backward = is_in(file, *_BACKWARD)  # of which torch's own threads do the exchange
             words = "in the exchange of gradients" if backward else f"in an exchange, from {_place(frames)}"
-            return Standing("backward" if backward else "exchange", words, frame)
+            return ThreadPlace("backward" if backward else "exchange", words, frame)
         if not is_library(file) and not is_in(file, _BETWEEN):
             break
-    return Standing("code", f"in {_place(frames)}", None)
+    return ThreadPlace("code", f"in {_place(frames)}", None)
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .peer_store import Peers, several
-from .thread_place import CODE, standing_of
+from .thread_place import CODE, place_of
 from .waits import Waits, say
 
 _TICK = 1.0  # seconds between two looks
@@ -78,7 +78,7 @@ class Watch:
 
     def let_go(self) -> None:
         """Forget where the process stood: a frame that is kept keeps all that it holds, a whole trainer say."""
-        self._standing = CODE
+        self._place = CODE
 
     def _look(self, ended: threading.Event) -> None:
         while not ended.wait(self._tick):
@@ -100,9 +100,9 @@ class Watch:
 
     def _judge(self) -> None:
         self._stand()
-        waits = self._standing.kind != "code"
+        waits = self._place.kind != "code"
         waited = time.monotonic() - self._stood if waits else 0.0
-        self.peers.tell(kind=self._standing.kind, words=self._words(), waited=waited)
+        self.peers.tell(kind=self._place.kind, words=self._words(), waited=waited)
         told = self.peers.told()
         now = time.monotonic()  # a store that does not answer takes its time
         waited = now - self._stood if waits else 0.0
@@ -116,18 +116,18 @@ class Watch:
 
     def _stand(self, told: bool = True) -> None:
         """See where this process stands, and since when; a loader's workers are asked only for what is told."""
-        before, computed = self._standing, time.process_time() - self._computed
+        before, computed = self._place, time.process_time() - self._computed
         self._computed += computed
-        self._standing = standing_of(self._of, told)
-        mine = self._standing.kind == "loader" or self.waits.count > 1
-        if not mine or (self._standing.kind == "backward" and computed > self._tick / 4):  # it computes, and is slow
-            self._standing = self._standing._replace(kind="code", frame=None)
+        self._place = place_of(self._of, told)
+        mine = self._place.kind == "loader" or self.waits.count > 1
+        if not mine or (self._place.kind == "backward" and computed > self._tick / 4):  # it computes, and is slow
+            self._place = self._place._replace(kind="code", frame=None)
         # Within a run nothing has been counted since; outside of one, this very exchange has to last.
-        if not self.waits.running and (self._standing.kind == "code" or self._standing.frame is not before.frame):
+        if not self.waits.running and (self._place.kind == "code" or self._place.frame is not before.frame):
             self._stood = time.monotonic()
 
     def _words(self) -> str:
-        return f"is {self._standing.words}, {self._at()}"
+        return f"is {self._place.words}, {self._at()}"
 
     def _at(self) -> str:
         return f"in {self.waits.where()}" if self.waits.running else "outside of the epochs"
@@ -148,7 +148,7 @@ class Watch:
     def _whom(self, told: dict[int, dict[str, Any]]) -> str:
         """Where this process is, and which of the others has not come."""
         own = f"{self.peers.describe(self.peers.index)} {self._words()}"
-        if self._standing.kind == "loader":
+        if self._place.kind == "loader":
             return own
         others = [i for i in range(self.waits.count) if i != self.peers.index]
         at = {i: told[i]["words"] if i in told else self.peers.silent(i) for i in others}

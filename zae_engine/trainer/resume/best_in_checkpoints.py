@@ -21,7 +21,7 @@ from .trainer_state import best_of, with_twins
 Nest = dict[str, Any]
 
 
-class BestKept:
+class BestInCheckpoints:
     """Sees to it that the best weights are in a checkpoint that is kept, and finds them there.
 
     Parameters

@@ -14,7 +14,7 @@ from ..loop.open_epoch import Loaded
 from ..loop.run_status import Standing
 from ..step.placement import Placement
 from ..warn import warn
-from .best_in_checkpoints import BestKept, is_inside
+from .best_in_checkpoints import BestInCheckpoints, is_inside
 from .position import conclude
 from .trainer_state import TrainerState, fitting
 
@@ -36,13 +36,13 @@ class Finder:
         What the next one goes on from, when something was loaded.
     settings : dict
         What the result depends on, as the trainer was made.
-    kept : BestKept
+    kept : BestInCheckpoints
         Where the best weights are.
     """
 
     def __init__(self, journal: Journal, placement: Placement) -> None:
         self._journal, self._recorder, self._place = journal, journal.recorder, placement
-        self.calls, self.settings, self.kept = 0, dict[str, Any](), BestKept(journal.recorder.best)
+        self.calls, self.settings, self.kept = 0, dict[str, Any](), BestInCheckpoints(journal.recorder.best)
         self.loaded: Loaded | None = None
 
     def names(self) -> list[str]:

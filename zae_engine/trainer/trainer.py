@@ -272,9 +272,14 @@ class Trainer(Methods):
     @contextmanager
     def _alone(self) -> Iterator[Session]:
         """Inside, one epoch is walked outside of `run`."""
-        with self._within([Duration(1, "ep")], Duration(1, "ep")) as session:
-            session.begin()
-            yield session
+        call, evaluates = self._recorder.call, self.mode == "test"
+        try:
+            with self._within([Duration(1, "ep")], Duration(1, "ep")) as session:
+                session.begin()
+                yield session
+        finally:
+            if evaluates:  # how the last call of `run` has ended can still be asked
+                self._recorder.call = call
 
     def run_epoch(self, loader: Any, **kwargs: Any) -> None:
         """Walk `loader` once: train on it in mode 'train', evaluate in mode 'test'. Then take the epoch's metrics."""

@@ -31,6 +31,13 @@ class Twice(PlainTrainer):
         return super().run(n_epoch - 1, loader, valid_loader, **options)
 
 
+class EndsEarly(PlainTrainer):
+    def check_better(self, cur_epoch, cur_loss):
+        if cur_epoch == 1:
+            self.stop("good enough")
+        return super().check_better(cur_epoch, cur_loss)
+
+
 class Stops(Managed):
     fails_at = 0
 
@@ -113,6 +120,28 @@ def test_an_evaluation_leaves_what_was_loaded_to_the_training(tmp_path, evaluate
     again.run(2, loader(shuffle=True))
     assert again.progress_checker.get_step() == 13
     assert_equal(weights(again.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("evaluate", ["run", "run_epoch"])
+def test_a_run_that_was_stopped_is_still_done_when_it_is_saved_after_an_evaluation(tmp_path, evaluate):
+    trainer = make(EndsEarly.add_on(StateManagerAddon), save_path=tmp_path)
+    trainer.run(9, loader())
+    trainer.toggle("test")
+    trainer.run(1, loader(16)) if evaluate == "run" else trainer.run_epoch(loader(16))
+    trainer.toggle("train")
+    trainer.save_state()
+    again = make(EndsEarly.add_on(StateManagerAddon), save_path=tmp_path)
+    again.run(9, loader(), resume="auto")
+    assert again.progress_checker.get_step() == 13
+    assert again.stop_reason == "good enough"
+
+
+def test_an_epoch_that_is_evaluated_alone_leaves_why_the_run_ended():
+    trainer = make(PlainTrainer)
+    trainer.run(1, loader(), max_steps=4)
+    trainer.toggle("test")
+    trainer.run_epoch(loader(16))
+    assert trainer.stop_reason == "4 steps done"
 
 
 def test_a_run_that_is_refused_after_one_that_broke_off_changes_nothing(tmp_path):

@@ -79,6 +79,7 @@ class Session:
         self.border = placement.trained
         self.valid_sets: dict[str, Any] = named(trainer.valid_loader)
         counters, training = recorder.counters, trainer.mode == "train"
+        self._trains = training
         if training:
             placement.begin_comparing(trainer)
         done = (counters.get_epoch() - 1, counters.get_step() - 1) if training else (0, 0)
@@ -152,6 +153,8 @@ class Session:
     def take_over(self) -> None:
         """Another call of `run` has begun within this one, and is over: the trainer and its parts are of this again."""
         self.recorder.call, self.place.guard.plans = self.call, self.plans
+        if self._trains:
+            self.recorder.training = self.call
         decide(self.trainer, **self._shown)
 
     def epochs(self) -> Iterator[int]:

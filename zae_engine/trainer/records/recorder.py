@@ -65,8 +65,8 @@ class Recorder:
         Where the time goes.
     own : OwnValues
         What the user has logged.
-    call : Call
-        The present call of `run`, or the last one.
+    call, training : Call
+        The present call of `run`, or the last one; and the last one that trained.
     batches, speed : int, float
         Of the last walk over a loader: how many, and samples a second.
     samples : int
@@ -87,7 +87,8 @@ class Recorder:
     ) -> None:
         refusals.check_choice("on_nan", on_nan, ("warn", "stop"))
         self.best, self.history, self.usage = BestWeights(monitor), History(monitor.direction), Usage()
-        self.counters, self.call, self.batch_of = ProgressChecker(), Call(), ""
+        self.counters, self.batch_of = ProgressChecker(), ""
+        self.call = self.training = Call()
         self.batches, self.speed, self.samples = 0, 0.0, 0
         self.train_metrics: dict[str, float] = {}
         self.test_metrics: dict[str, float] = {}
@@ -136,6 +137,8 @@ class Recorder:
         """A call of `run` begins: forget what belongs to an earlier one only."""
         _ = self.best.monitor.mode  # refuses, before the first batch, one that was assigned and does not tell
         self.call = call
+        if trainer.mode == "train":
+            self.training = call
         call.rows_before, call.seconds_before, call.samples_before = (
             len(self.history),
             self.usage.now(),

@@ -139,7 +139,7 @@ class Finder:
         if self.calls != state["call"] or (not state["begun"] and not state["complete"]):  # saved between two calls
             return True
         position, counters = state["position"], self._recorder.counters
-        budget = self._recorder.call.budget = Budget(limits, *position["began"])
+        budget = self._recorder.training.budget = Budget(limits, *position["began"])
         over = counters.get_epoch() > budget.last_epoch or counters.get_step() > budget.last_step
         if not position["midway"] and (over or (state["complete"] and position["stop"])):
             return False

@@ -20,7 +20,7 @@ Nest = dict[str, Any]
 
 def position_of(trainer: Face, recorder: Recorder, opened: Open | None) -> Nest:
     """Where the run is: what is the same on all processes."""
-    call, log, step = recorder.call, recorder.log_train, recorder.counters.get_step() - 1
+    call, log, step = recorder.training, recorder.log_train, recorder.counters.get_step() - 1
     sets = named(trainer.valid_loader)
     return {
         "began": [call.budget.first_epoch, call.budget.first_step],
@@ -84,10 +84,11 @@ def go_to(recorder: Recorder, position: Mapping[str, Any], parts: list[Nest], st
 
 def conclude(trainer: Face, recorder: Recorder, loaded: Loaded, loader: Any, valid_loader: Any) -> None:
     """Leave what a call of `run` leaves whose end has been loaded; the next one begins a call of its own."""
-    position, call = loaded.position, recorder.call
+    position, call = loaded.position, recorder.training
     trainer.loader, trainer.valid_loader = loader, valid_loader
     put_loader_states(loader, position["generators"])
     for name, states in position["valid_generators"].items():
         put_loader_states(named(valid_loader).get(name), states)
     step = recorder.counters.get_step() - 1
     call.stop_reason = position["stop"] or call.budget.spent(step)
+    recorder.call = call

@@ -45,11 +45,6 @@ class Trained:
         mine, others = ([(id(p), trained) for _, p, trained in each._parameters] for each in (self, other))
         return mine == others and self.groups == other.groups
 
-    def same_parameters(self, other: Trained) -> bool:
-        """Whether the same parameters are trained, whichever groups they are in."""
-        mine, others = ({id(p) for _, p, trained in each._parameters if trained} for each in (self, other))
-        return mine == others
-
     def begun_since(self, before: Trained) -> list[str]:
         """The names of those that are trained, and were not before."""
         then = {id(p) for _, p, trained in before._parameters if trained}

@@ -11,9 +11,9 @@ from collections import Counter, OrderedDict, defaultdict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.searching import holds_for
 from zae_engine.checkpoint.codec import pack, unpack
 from zae_engine.checkpoint.errors import CheckpointError
 
@@ -83,8 +83,7 @@ NESTS = st.recursive(
 )
 
 
-@given(NESTS)
-@settings(max_examples=60, deadline=None)
+@holds_for(NESTS)
 def test_any_nest_comes_back(value):
     assert same(through(value), value)
 

@@ -3,13 +3,12 @@
 Several processes are simulated in one: one plan a rank, all of them over the same draws.
 """
 
-import threading
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import (
@@ -24,28 +23,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from tests.searching import holds_for
+from tests.trainer.data.simulated import Alike, in_threads
 from zae_engine.trainer.data.cut import even_edges
 from zae_engine.trainer.data.layout import Layout, Start
 from zae_engine.trainer.data.plan import BatchPlan
-
-properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-
-
-class Alike:
-    """Processes of which each has the same to say, and hears from a list what process 0 has said before."""
-
-    def __init__(self, count, index, said=None):
-        self.count, self.index, self.first = count, index, index == 0
-        self.said, self.heard = [] if said is None else said, 0
-
-    def gather(self, value):
-        return [value] * self.count
-
-    def from_first(self, value):
-        if self.first:
-            self.said.append(value)
-        self.heard += 1
-        return self.said[self.heard - 1]
 
 
 class Stream(IterableDataset):
@@ -183,8 +165,7 @@ def every_process(case, start=0):
     return list(zip(*(windows for windows, _ in walked), strict=True))
 
 
-@properties
-@given(cases())
+@holds_for(cases())
 def test_the_shares_of_all_processes_are_the_global_batch_in_order(case):
     wanted, _ = truth(case)
     found = every_process(case)
@@ -194,8 +175,7 @@ def test_the_shares_of_all_processes_are_the_global_batch_in_order(case):
         assert sum(window.here for window in windows) == len(batch)
 
 
-@properties
-@given(cases())
+@holds_for(cases())
 def test_every_process_has_as_many_micro_batches_and_each_knows_its_size(case):
     for windows in every_process(case):
         assert len({len(window.micros) for window in windows}) == 1
@@ -206,8 +186,7 @@ def test_every_process_has_as_many_micro_batches_and_each_knows_its_size(case):
             assert all(len(micro.batch) >= 1 for micro in window.micros)  # a stand-in can be run
 
 
-@properties
-@given(cases())
+@holds_for(cases())
 def test_a_process_without_a_share_gets_a_stand_in_of_no_samples(case):
     for windows in every_process(case):
         few = windows[0].samples < case.layout.processes
@@ -217,8 +196,7 @@ def test_a_process_without_a_share_gets_a_stand_in_of_no_samples(case):
             assert len(idle) == (case.layout.processes - windows[0].samples if few else 0)
 
 
-@properties
-@given(cases(split_batches=True))
+@holds_for(cases(split_batches=True))
 def test_shares_and_micro_batches_are_nearly_equal(case):
     for windows in every_process(case):
         here = [window.here for window in windows]
@@ -230,8 +208,7 @@ def test_shares_and_micro_batches_are_nearly_equal(case):
             assert max(sizes) - min(sizes) <= 1
 
 
-@properties
-@given(cases(), st.integers(1, 9))
+@holds_for(cases(), st.integers(1, 9))
 def test_micro_batches_weigh_their_share_of_the_samples(case, multiple):
     scale = 1 if case.layout.shards else case.layout.processes  # processes average, shards are summed
     for windows in every_process(case):
@@ -242,8 +219,7 @@ def test_micro_batches_weigh_their_share_of_the_samples(case, multiple):
         assert all(window.correction() is None for window in windows)
 
 
-@properties
-@given(cases())
+@holds_for(cases())
 def test_the_walk_goes_on_anywhere_as_if_it_had_begun_at_the_front(case):
     wanted, end = truth(case)
     assume(case.start <= len(wanted))
@@ -252,8 +228,7 @@ def test_the_walk_goes_on_anywhere_as_if_it_had_begun_at_the_front(case):
     assert walk(case, 0, case.start)[1] == end
 
 
-@properties
-@given(cases(KNOWN), st.integers(1, 9))
+@holds_for(cases(KNOWN), st.integers(1, 9))
 def test_shards_are_the_same_for_every_number_of_processes(case, other):
     shards = case.layout.processes * other
     cut = []
@@ -268,15 +243,13 @@ def ids_of(micro):
     return [int(i) for i in micro.batch] if micro.samples else []
 
 
-@properties
-@given(cases(("in order", "shuffled", "own batches", "list")))
+@holds_for(cases(("in order", "shuffled", "own batches", "list")))
 def test_the_length_is_that_of_the_walk(case):
     plan = BatchPlan(case.loader(), case.layout, Alike(case.layout.processes, 0))
     assert plan.batches == len(walk(case, 0)[0])
 
 
-@given(st.integers(0, 200), st.integers(1, 40))
-@properties
+@holds_for(st.integers(0, 200), st.integers(1, 40), few=100)
 def test_edges_cut_evenly(total, parts):
     sizes = [stop - start for start, stop in pairwise(even_edges(total, parts))]
     assert sum(sizes) == total
@@ -284,8 +257,7 @@ def test_edges_cut_evenly(total, parts):
     assert sizes[0] == max(sizes)
 
 
-@properties
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 200))
+@holds_for(st.integers(1, 9), st.integers(1, 9), st.integers(0, 200))
 def test_shares_lie_one_after_the_other(processes, each, samples):
     for shards in (None, processes * each):
         spans = [Layout(processes, index, shards=shards).mine(samples) for index in range(processes)]
@@ -353,51 +325,6 @@ def test_the_length_of_items_that_are_batches_is_that_of_the_walk():
 # ---------------------------------------------------------------------- items that differ from sample to sample
 
 
-class Together(Alike):
-    """Processes that are threads, which wait for each other and see what each has put down."""
-
-    def __init__(self, count, index, barrier, table):
-        super().__init__(count, index)
-        self._barrier, self._table = barrier, table
-
-    def gather(self, value):
-        self._table[self.index] = value
-        self._barrier.wait()
-        found = list(self._table)
-        self._barrier.wait()
-        return found
-
-    def numbers(self, values):
-        return torch.stack([torch.as_tensor(v).double().reshape(()) for v in values])
-
-    def sum(self, values):
-        return torch.stack(self.gather(self.numbers(values))).sum(0)
-
-    def stack(self, blocks):
-        return torch.cat(self.gather(blocks))
-
-
-def in_threads(count, work):
-    """What `work` returns for each process."""
-    barrier, table, found, failed = threading.Barrier(count, timeout=20), [None] * count, [None] * count, []
-
-    def one(index):
-        try:
-            found[index] = work(Together(count, index, barrier, table))
-        except BaseException as error:
-            failed.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
-    return found
-
-
 def trained(batch, layout, processes):
     """The gradient that one process has, of a mean over the items of a batch."""
     weight = nn.Parameter(torch.linspace(-1, 1, 3, dtype=torch.float64))
@@ -412,8 +339,7 @@ def trained(batch, layout, processes):
     return weight.grad if factor is None else weight.grad * factor
 
 
-@settings(properties, max_examples=60)
-@given(
+@holds_for(
     st.integers(1, 5),
     st.integers(1, 3),
     st.lists(st.integers(0, 7), min_size=1, max_size=25),
@@ -435,8 +361,7 @@ def test_gradients_of_all_processes_are_those_of_the_mean_over_all_items(process
 # ---------------------------------------------------------------------- batches that hold more than one tensor
 
 
-@properties
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 4))
+@holds_for(st.integers(1, 60), st.integers(1, 9), st.integers(1, 4))
 def test_tensors_and_lists_of_one_batch_are_shared_out_alike(samples, processes, parts):
     batch = {"x": torch.arange(samples), "names": [f"n{i}" for i in range(samples)], "all": 7}
     found = [BatchPlan(None, Layout(processes, i, parts), Alike(processes, i)).window(batch) for i in range(processes)]

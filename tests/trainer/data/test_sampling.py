@@ -7,7 +7,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
@@ -20,6 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from tests.searching import holds_for
 from zae_engine.trainer.data.layout import Layout, Start
 from zae_engine.trainer.data.sample_ids import (
     Shares,
@@ -33,8 +33,6 @@ from zae_engine.trainer.data.sample_ids import (
     undistributed,
 )
 from zae_engine.trainer.data.seeded_samples import SeededSamples
-
-properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 
 def generator(seed=3):
@@ -56,8 +54,7 @@ SAMPLERS = {
 }
 
 
-@properties
-@given(
+@holds_for(
     st.sampled_from(sorted(SAMPLERS)),
     st.integers(1, 200),
     st.integers(1, 40),
@@ -206,8 +203,7 @@ def test_what_has_no_epoch_is_left_alone():
 # ---------------------------------------------------------------------- DistributedSampler
 
 
-@properties
-@given(st.integers(1, 60), st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 5))
+@holds_for(st.integers(1, 60), st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 5))
 def test_a_distributed_sampler_is_taken_for_its_whole_order(size, replicas, shuffle, drop_last, epoch):
     found = []
     for rank in range(replicas):

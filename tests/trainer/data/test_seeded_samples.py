@@ -6,17 +6,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from tests.searching import holds_for
 from zae_engine.trainer.data.layout import Layout
 from zae_engine.trainer.data.plan import BatchPlan
 from zae_engine.trainer.data.random_streams import OwnStreams, mix, seed_host
 from zae_engine.trainer.data.seeded_samples import Ids, SeededSamples, draws_nothing
-
-properties = settings(max_examples=40, deadline=None, derandomize=True, database=None)
-
 
 DRAWS = {"python": random.random, "numpy": np.random.rand, "torch": lambda: float(torch.rand(()))}
 
@@ -119,8 +116,7 @@ def test_a_sample_is_the_same_for_any_number_of_workers(kind, workers):
         assert samples(plan(kind(), num_workers=workers, shuffle=shuffle, **settings)) == WANTED
 
 
-@properties
-@given(st.integers(1, 30), st.booleans(), st.booleans(), st.integers(0, 99))
+@holds_for(st.integers(1, 30), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_a_sample_is_the_same_in_any_batch(batch_size, shuffle, many, noise):
     torch.manual_seed(noise)
     dataset = Many() if many else Drawing()
@@ -137,8 +133,7 @@ class Count:
         return value
 
 
-@properties
-@given(st.integers(1, 6), st.integers(1, 30))
+@holds_for(st.integers(1, 6), st.integers(1, 30))
 def test_a_sample_is_the_same_on_any_process(processes, batch_size):
     found = {}
     for index in range(processes):

@@ -9,18 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.trainer.data.test_plan_properties import in_threads
+from tests.searching import holds_for
+from tests.trainer.data.simulated import in_threads
 from zae_engine.trainer.data.cut import slices
 from zae_engine.trainer.data.layout import Layout
 from zae_engine.trainer.data.plan import BatchPlan
 from zae_engine.trainer.nested_values import fingerprint, join
 from zae_engine.trainer.step.fixed_shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
 
-properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CPU = torch.device("cpu")
 
 
@@ -35,8 +34,7 @@ def divisors(number):
 # ---------------------------------------------------------------------- the tree
 
 
-@properties
-@given(st.integers(1, 48), st.integers(0, 99))
+@holds_for(st.integers(1, 48), st.integers(0, 99))
 def test_the_sum_is_the_same_to_the_bit_for_every_number_of_processes(shards, seed):
     generator = torch.Generator().manual_seed(seed)
     nodes = [[torch.randn(7, generator=generator) * 10**3, torch.randn(2, generator=generator)] for _ in range(shards)]
@@ -54,8 +52,7 @@ def test_another_order_of_additions_gives_other_bits():
     assert not torch.equal(tree_sum(nodes)[0], sum(node[0] for node in nodes))
 
 
-@properties
-@given(st.integers(1, 200))
+@holds_for(st.integers(1, 200))
 def test_every_node_is_added_once_and_few_are_held(count):
     alive, most = [0], [0]
 
@@ -206,8 +203,7 @@ def summed(x, shards, models, processes):
     return found_in(model)
 
 
-@settings(properties, max_examples=12)
-@given(st.sampled_from([4, 6, 12]), st.integers(0, 99))
+@holds_for(st.sampled_from([4, 6, 12]), st.integers(0, 99), few=8, many=100)
 def test_every_number_of_processes_has_the_same_bits(shards, seed):
     x = torch.randn(3 * shards - 1, 3, generator=torch.Generator().manual_seed(seed))
     found = []
@@ -296,8 +292,7 @@ def nest(samples):
     return {"x": x, "pair": (torch.arange(samples), [f"n{i}" for i in range(samples)])}
 
 
-@properties
-@given(st.integers(1, 40), st.lists(st.integers(1, 40), max_size=6))
+@holds_for(st.integers(1, 40), st.lists(st.integers(1, 40), max_size=6))
 def test_slices_that_are_joined_again_are_the_batch(samples, inner):
     edges = sorted({0, samples, *(e for e in inner if e < samples)})
     pieces = slices(nest(samples), list(pairwise(edges)), "it")

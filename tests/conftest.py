@@ -19,6 +19,8 @@ def _without_matplotlib(*_):
 
 history_readers.draw_curves = _without_matplotlib
 
+os.environ["GIT_DIR"] = os.devnull  # each run asks git for its script's commit, which takes long in a repository
+
 # Who starts the suite in the background has it, and all that it starts, ignore Ctrl-C; some tests send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,6 +34,12 @@ TOGETHER = {"distributed", "recovery"}  # folders whose files share what was sta
 def _one_thread():
     """One thread, as the figures in the documentation."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def with_git(monkeypatch):
+    """For tests of what git says of a run."""
+    monkeypatch.delenv("GIT_DIR")
 
 
 # ---------------------------------------------------------------------- which tests start processes

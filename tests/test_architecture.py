@@ -1,6 +1,7 @@
 """The house: which module may import which, how long the walk is, and what is promised."""
 
 import ast
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -58,6 +59,12 @@ def name_of(path):
 NAMES = {name_of(path): path for path in MODULES}
 
 
+@functools.cache
+def nodes(name):
+    """All that a module is made of."""
+    return tuple(ast.walk(ast.parse(NAMES[name].read_text(encoding="utf-8"))))
+
+
 def room_of(name):
     return max((room for room in RANKS if name.startswith(room)), key=len)
 
@@ -65,17 +72,17 @@ def room_of(name):
 def imports(name):
     """The package's modules that a module imports, at any depth, for typing too."""
     folder = NAMES[name].relative_to(PACKAGE).parent
-    for node in ast.walk(ast.parse(NAMES[name].read_text(encoding="utf-8"))):
+    for node in nodes(name):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = Path(*folder.parts[: len(folder.parts) - node.level + 1], *(node.module or "").split("."))
             for alias in node.names:
                 yield next(n for n in (base / alias.name, base, base / "__init__") if n.as_posix() in NAMES).as_posix()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_point_one_way(name):
-    for imported in imports(name):
-        assert RANKS[room_of(imported)] <= RANKS[room_of(name)], f"{name} imports {imported}"
+def test_imports_point_one_way():
+    for name in NAMES:
+        wrong = [other for other in imports(name) if RANKS[room_of(other)] > RANKS[room_of(name)]]
+        assert not wrong, f"{name} imports {wrong}"
 
 
 def test_no_imports_go_in_circles():
@@ -123,39 +130,36 @@ def parameters(function):
     return [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_trainer_is_given_by_its_type(name):
-    for node in ast.walk(ast.parse(NAMES[name].read_text(encoding="utf-8"))):
-        for each in parameters(node) if isinstance(node, (ast.FunctionDef, ast.Lambda)) else ():
-            kind = ast.unparse(each.annotation) if each.annotation else "self"
-            assert each.arg != "trainer" or kind != "Any", f"{name}, line {node.lineno}"
+def test_a_trainer_is_given_by_its_type():
+    functions = [(n, node) for n in NAMES for node in nodes(n) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
+    for name, node in functions:
+        given = [each for each in parameters(node) if each.arg == "trainer" and each.annotation]
+        assert all(ast.unparse(each.annotation) != "Any" for each in given), f"{name}, line {node.lineno}"
 
 
 def is_private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
-def private_names(tree):
+def private_names(name):
     """What a module has for itself: its own private attributes, methods, functions and classes."""
-    nodes = list(ast.walk(tree))
-    names = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names = {node.name for node in nodes(name) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    names |= {node.attr for node in nodes(name) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    names |= {node.id for node in nodes(name) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return set(filter(is_private, names))
 
 
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in NAMES.items()}
-PRIVATE = {name: private_names(tree) for name, tree in TREES.items()}
 # Names that torch, the standard library or a client has, too, and which are meant there.
 OF_OTHERS = {"_buffers", "_parameters", "_replace", "_iterator", "_id"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nobody_reaches_for_what_another_object_keeps_to_itself(name):
-    others = set().union(*(own for other, own in PRIVATE.items() if other != name)) - OF_OTHERS
-    for node in ast.walk(TREES[name]):
-        if isinstance(node, ast.Attribute) and node.attr in others - PRIVATE[name]:
-            assert getattr(node.value, "id", "") in ("self", "cls"), ast.unparse(node)
+def test_nobody_reaches_for_what_another_object_keeps_to_itself():
+    private = {name: private_names(name) for name in NAMES}
+    for name, own in private.items():
+        others = set().union(*(its for other, its in private.items() if other != name)) - OF_OTHERS - own
+        for node in nodes(name):
+            if isinstance(node, ast.Attribute) and node.attr in others:
+                assert getattr(node.value, "id", "") in ("self", "cls"), f"{name}: {ast.unparse(node)}"
 
 
 def test_compose_knows_no_torch_and_checkpoint_no_trainer():
@@ -238,19 +242,18 @@ def test_every_option_and_method_of_the_trainer_is_documented():
             assert re.search(rf"`{name}\b", text), f"{name} is not in reference{language}.md"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_functions_stay_small(path):
-    source = path.read_text(encoding="utf-8")
-    assert source.count("\n") <= 400
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            assert not body or node.end_lineno - body[0].lineno + 1 <= 40, node.name
-            assert not any(isinstance(child, ast.ClassDef) for child in node.body), node.name
+def test_files_and_functions_stay_small():
+    for name, path in NAMES.items():
+        assert path.read_text(encoding="utf-8").count("\n") <= 400, name
+        for node in nodes(name):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                assert not body or node.end_lineno - body[0].lineno + 1 <= 40, f"{name}: {node.name}"
+                assert not any(isinstance(child, ast.ClassDef) for child in node.body), f"{name}: {node.name}"
 
 
 def test_public_functions_have_docstrings():
-    for path in MODULES:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for name in NAMES:
+        for node in nodes(name)[0].body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+                assert ast.get_docstring(node), f"{name}: {node.name}"

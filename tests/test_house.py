@@ -1,5 +1,6 @@
 """The picture of the house is up to date, and both pages about it name what is there."""
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
 import draw_house  # noqa: E402
+
+drawn = functools.cache(draw_house.draw)
+graph = functools.cache(lambda: draw_house.graph(draw_house.modules()))
 
 PAGES = ("design.md", "design-ko.md")
 ROOM = re.compile(r"(?m)^### `(\S+/)`.*\n+((?:.*\n)*?)(?=^#|\Z)")
@@ -35,19 +39,17 @@ def files_in(room):
 
 
 def test_the_picture_is_what_the_imports_say():
-    drawn = draw_house.PICTURE.read_text(encoding="utf-8")
-    assert drawn == draw_house.draw(), "run: python docs/draw_house.py"
+    assert draw_house.PICTURE.read_text(encoding="utf-8") == drawn(), "run: python docs/draw_house.py"
 
 
 def test_every_module_is_in_the_picture():
-    drawn = draw_house.draw()
     for name in draw_house.modules():
-        assert name.rpartition("/")[2] in drawn
+        assert name.rpartition("/")[2] in drawn()
 
 
 def test_no_arrow_passes_behind_a_room():
-    depth = draw_house.depths(draw_house.graph(draw_house.modules()))
-    places = draw_house.columns(draw_house.links(draw_house.graph(draw_house.modules()), depth), depth)
+    depth = draw_house.depths(graph())
+    places = draw_house.columns(draw_house.links(graph(), depth), depth)
     for room, row in depth.items():
         others = [x for (name, at), x in places.items() if at == row and name != room]
         assert all(abs(x - places[room, row]) > draw_house.BOX / 2 for x in others), room

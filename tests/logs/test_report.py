@@ -205,20 +205,20 @@ def crowded(folder, count, made):
 @pytest.mark.parametrize(
     ("made", "left"),
     [
-        (lambda i: f"train_k{i}", "9,942 more panels are left out"),
-        (lambda i: f"test_k{i}", "9,942 more panels are left out"),
-        (lambda i: f"test_set{i}_loss", "9,962 more curves are left out"),
-        (lambda i: f"test_set_{i}_acc{i}", "9,942 more panels are left out"),
+        (lambda i: f"train_k{i}", "2,942 more panels are left out"),
+        (lambda i: f"test_k{i}", "2,942 more panels are left out"),
+        (lambda i: f"test_set{i}_loss", "2,962 more curves are left out"),
+        (lambda i: f"test_set_{i}_acc{i}", "2,942 more panels are left out"),
     ],
 )
 def test_of_many_values_a_page_is_made_within_seconds(tmp_path, made, left):
-    folder = crowded(tmp_path / "run", 10_000, made)
+    folder = crowded(tmp_path / "run", 3000, made)
     began = time.process_time()
     page = write_report([folder]).read_text(encoding="utf-8")
     draw_curves(folder)
-    assert time.process_time() - began < 20  # it was more than a minute; a picture of 24 panels takes some
+    assert time.process_time() - began < 5  # of 10,000, it was more than a minute; a picture of 24 panels takes some
     assert left in page
-    assert len(page) < 12e6
+    assert len(page) < 7e6
 
 
 def test_of_many_values_of_several_runs_the_watched_one_is_shown(tmp_path):

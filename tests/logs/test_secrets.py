@@ -3,12 +3,16 @@
 import os
 import subprocess
 
+import pytest
+
 from tests.helpers import PlainTrainer, loader, make
 from tests.nurse import environment
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 from zae_engine.trainer.journal.settings import plain_settings
 
 SCRIPT = """
+import pytest
+
 from tests.helpers import PlainTrainer, loader, make
 from zae_engine.trainer import addons
 
@@ -31,6 +35,7 @@ WORDS = (
 )
 
 
+@pytest.mark.usefixtures("with_git")
 def test_no_file_of_a_run_has_a_secret(nursery, tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     for words in (["init", "-q"], ["remote", "add", "origin", "https://me:SECRET-7@host/it.git"]):

@@ -47,6 +47,7 @@ def git(folder, *words):
     subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, timeout=30)
 
 
+@pytest.mark.usefixtures("with_git")
 def test_no_secret_is_in_a_run_folder(nursery, tmp_path):
     script, folder = tmp_path / "code" / "train.py", tmp_path / "run"
     script.parent.mkdir()

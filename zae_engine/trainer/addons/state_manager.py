@@ -308,9 +308,8 @@ class StateManagerAddon(RunFolderAddon):
         """Refuse what would change the result, and show what else has changed since the checkpoint."""
         manifest, (settings, circumstances) = found.manifest, self._journal.facts
         then = dict(manifest.get("settings", {}))
-        data_too = (
-            loaders is not None and "the dataset" in then
-        )  # it is not in what save_state() has saved before any run
+        # The data are not in what save_state() has saved before any run.
+        data_too = loaders is not None and "the dataset" in then
         now = dict(settings if data_too else self._settings)
         if self.seed_was_given:
             then["seed"], now["seed"] = manifest.get("seed"), self.seed

@@ -139,16 +139,11 @@ class Recorder:
         self.call = call
         if trainer.mode == "train":
             self.training = call
-        call.rows_before, call.seconds_before, call.samples_before = (
-            len(self.history),
-            self.usage.now(),
-            self.usage.samples,
-        )
+        call.rows_before, call.samples_before = len(self.history), self.usage.samples
+        call.seconds_before = self.usage.now()
         fed = set().union(*(route.keys for route in self._routes.values()))
-        for log, listener in (
-            (self.log_train, self._not_finite_in_training),
-            (self.log_test, self._not_finite_in_evaluation),
-        ):
+        listeners = (self._not_finite_in_training, self._not_finite_in_evaluation)
+        for log, listener in zip((self.log_train, self.log_test), listeners, strict=True):
             log.leave_out(() if reads_logs(trainer) else fed)
             log.listen(None)
             log.drain()  # what a run that broke off has left

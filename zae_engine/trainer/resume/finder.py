@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..warn import warn
 from .best_in_checkpoints import BestInCheckpoints, is_inside
 from .position import conclude
 from .trainer_state import TrainerState, fitting
+
+Put = Callable[[TrainerState, Checkpoint, dict[str, Any]], tuple[dict[str, Any], Loaded]]
 
 
 class Finder:
@@ -154,7 +157,7 @@ class Finder:
         self._journal.standing = self._journal.standing.after("conclude")
         self.calls += 1
 
-    def _take(self, trainer: Face, checkpoint: Checkpoint, put: Any) -> dict[str, Any]:
+    def _take(self, trainer: Face, checkpoint: Checkpoint, put: Put) -> dict[str, Any]:
         journal = self._journal
         journal.standing, journal.after = journal.standing.after("load"), None  # also when it is put in partly only
         state, self.loaded = put(TrainerState(trainer, self._place, self._recorder), checkpoint, self.settings)

@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 import pytest
 
+import zae_engine.checkpoint.commit as module
 from tests.checkpoint.making import FILES, begin, content, ended, fork, make, names, summary, writer
 from zae_engine.checkpoint.commit import Commit, clear_leftovers
-from zae_engine.checkpoint.disk import digest, in_words
+from zae_engine.checkpoint.disk import digest, in_words, sync
 from zae_engine.checkpoint.errors import CheckpointError
 from zae_engine.checkpoint.folder import choose, foreign_files, problems_of, read_checkpoint
 
@@ -161,8 +162,10 @@ def test_leftovers_go_and_all_else_stays(folder, tmp_path):
 # -- several processes --
 
 
-def take_part(folder, index, count, delay=0.0, fails=False, timeout=30.0):
+def take_part(folder, index, count, delay=0.0, fails=False, timeout=30.0, syncs=0.0):
     commit = begin(folder, 5, "t", index, count)
+    if syncs:
+        module.sync = partial(sync_late, syncs)
     time.sleep(delay)
     try:
         write = writer(5, {f"process-{index}.json": 100 + index, f"sharded/{index}.bin": 5000})
@@ -171,6 +174,12 @@ def take_part(folder, index, count, delay=0.0, fails=False, timeout=30.0):
     except (CheckpointError, RuntimeError) as error:
         done = f"{type(error).__name__}: {error}"
     (folder.parent / f"said-{index}").write_text(done, encoding="utf-8")
+
+
+def sync_late(seconds, path):
+    """A disk that takes its time."""
+    time.sleep(seconds)
+    sync(path)
 
 
 @pytest.fixture
@@ -196,6 +205,13 @@ def test_three_processes(folder, together):
     assert checkpoint.processes == 3
     assert {"process-2.json", "sharded/1.bin"} <= checkpoint.files.keys()
     assert foreign_files(checkpoint.path) == []
+
+
+@pytest.mark.usefixtures("starts_processes")
+def test_the_first_may_be_done_before_another_one_is(folder, together):
+    """It gives the folder its name once it sees the others' lists, which nobody may look for in the old place then."""
+    assert together({}, {"syncs": 0.2}) == [str(folder / "000005-step-50"), "written"]
+    assert names(folder) == ["000005-step-50"]
 
 
 @pytest.mark.usefixtures("starts_processes")

@@ -83,9 +83,10 @@ class Commit:
             self._check_others()
             self._make_folder()
             files = self._record(function(self.partial))
-            write_json(self.partial / f"files-{self.index}.json", files)
             sync(self.partial)
             self._check_others()
+            # The last thing done in the folder: process 0 may rename it as soon as all lists are there.
+            write_json(self.partial / f"files-{self.index}.json", files)
         return files
 
     def finish(

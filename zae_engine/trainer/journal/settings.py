@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def circumstances_of(trainer: Face, processes: int, calls: Mapping[str, Any]) ->
         "monitor": f"{trainer.monitor} ({trainer.monitor_mode})",
         **{f"the code of {name}": code for name in _STEPS if (code := _code(type(trainer), name))},
         **versions(),
-        "git": git_of(Path(sys.argv[0]).parent if sys.argv and sys.argv[0] else Path()),
+        "git": git_of(Path(sys.argv[0]).parent.absolute() if sys.argv and sys.argv[0] else Path.cwd()),
     }
 
 
@@ -107,8 +108,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+@cache
 def versions() -> Facts:
-    """Of what computes."""
+    """Of what computes; asked once, as the packages that are imported stay what they are."""
     found = {"zae-engine": __version__, "python": platform.python_version()}
     for name in ("torch", "accelerate", "numpy"):
         try:
@@ -118,8 +120,12 @@ def versions() -> Facts:
     return found
 
 
+@cache
 def git_of(folder: Path) -> str | None:
-    """The commit that a folder is checked out at, with a mark when files were changed; None where there is no git."""
+    """The commit that a folder is checked out at, with a mark when files were changed; None where there is no git.
+
+    Asked once: what this process runs is the code that was there when it began, whatever is checked out later.
+    """
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=5)

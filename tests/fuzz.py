@@ -46,7 +46,7 @@ from zae_engine.logs.report_figures import figures_of
 from zae_engine.logs.run_tables import environment_of, settings_of, table_of
 from zae_engine.logs.runs import list_runs
 from zae_engine.logs.runs import table_of as table_of_runs
-from zae_engine.logs.summary import summarize, summary_lines
+from zae_engine.logs.summary import effort_lines, summarize
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 from zae_engine.trainer.journal.run_json import read_run_json
 
@@ -237,7 +237,7 @@ class Fuzz:
         from zae_engine.logs.curves_picture import panels_of  # it imports matplotlib
 
         run = read_run(self.run)
-        summary_lines(summarize(run))
+        effort_lines(summarize(run))
         table_of([settings_of(run), environment_of(run)])
         figures_of([run], ["run"])
         figures_of([run, Run(self.run)], ["one", "two"])

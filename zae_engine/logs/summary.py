@@ -163,19 +163,8 @@ def _listed(words: list[str]) -> str:
 # ---------------------------------------------------------------------- for the terminal
 
 
-def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Tell a summary in three to six plain lines.
-
-    Parameters
-    ----------
-    summary : mapping
-        As `summarize` returns it.
-    """
-    return [_outcome(summary), _best_line(summary), *effort_lines(summary)]
-
-
 def effort_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Of these lines those that tell what the run took: time, where it went, memory; advice when data were slow.
+    """Tell in up to three lines what the run took: time, where it went, memory; advice when data were slow.
 
     Parameters
     ----------
@@ -184,31 +173,6 @@ def effort_lines(summary: Mapping[str, Any]) -> list[str]:
     """
     lines = [_speed(summary), _memory(summary), summary.get("advice")]
     return [line for line in lines if line]
-
-
-def _outcome(summary: Mapping[str, Any]) -> str:
-    status, reason = str(summary["status"]), summary.get("reason")
-    many = summary["attempts"]
-    done = f"{_count(summary['epochs'], 'epoch')}, {_count(summary['steps'], 'step')}"
-    how = f"{status.capitalize()}: {done} in {duration(summary['seconds'])}"
-    return f"{how}{f' over {many} attempts' if many > 1 else ''}.{f' {_sentence(str(reason))}' if reason else ''}"
-
-
-def _sentence(text: str) -> str:
-    text = text.splitlines()[0].strip() if text.strip() else ""
-    return f"Reason: {text if text.endswith(('.', '!', '?')) else text + '.'}" if text else ""
-
-
-def _best_line(summary: Mapping[str, Any]) -> str:
-    best = summary.get("best")
-    if not best:
-        if name := summary.get("never_finite"):
-            return f"No best value: {name} was never finite."
-        return "No best value: none was watched."
-    when = [f"{name} {best[name]:,}" for name in ("epoch", "step") if best.get(name) is not None]
-    place = f" ({', '.join(when)})" if when else ""
-    saved = f"; saved as {best['saved']}" if best.get("saved") else "; its weights are not saved"
-    return f"Best {best['name']}: {best['value']:.6g}{place}{saved}."
 
 
 def _speed(summary: Mapping[str, Any]) -> str:
@@ -227,10 +191,6 @@ def _memory(summary: Mapping[str, Any]) -> str:
     names = {"host": "this process", "device": "the device"}
     said = [f"{in_units(memory[key])} of {name}" for key, name in names.items() if memory.get(key)]
     return f"Peak memory: {', '.join(said)}." if said else ""
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _rounded(number: float) -> str:

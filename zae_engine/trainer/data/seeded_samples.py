@@ -25,7 +25,21 @@ class Ids(list[Any]):
         self.key = key
 
 
-class SeededSamples(Dataset[Any]):
+class InPlace:
+    """Stands where a `dataset` was: whoever asks it for anything else, a worker_init_fn say, asks that one."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class SeededSamples(InPlace, Dataset[Any]):
     """A dataset whose samples are drawn with python's, numpy's and torch's generators set from (key, id).
 
     The process's own streams are left as they were. A dataset that draws nothing costs one look a batch, and no
@@ -42,15 +56,6 @@ class SeededSamples(Dataset[Any]):
         self.dataset = dataset
         self._draws = False
         self._streams: OwnStreams | None = None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        """What a worker_init_fn asks the dataset for, which sees this one in its place."""
-        if name.startswith("__") or "dataset" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_streams": None}  # a worker has streams of its own
@@ -75,7 +80,7 @@ class SeededSamples(Dataset[Any]):
             return samples
 
 
-class SeededStream(IterableDataset[Any]):
+class SeededStream(InPlace, IterableDataset[Any]):
     """A stream whose workers stay, and get for each walk the random streams that workers started for it would have.
 
     So its order depends on seed and epoch only, also when a run goes on in a later epoch.
@@ -89,15 +94,6 @@ class SeededStream(IterableDataset[Any]):
     def begin(self, seed: int | None) -> None:
         """Before a walk: the base seed of its workers; None when they are started, and seeded, for it."""
         self._base[0] = -1 if seed is None else seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        """What a worker_init_fn asks the dataset for, which sees this one in its place."""
-        if name.startswith("__") or "dataset" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What a worker_init_fn gives to the dataset."""

@@ -48,6 +48,8 @@ class Session:
 
     Attributes
     ----------
+    can_leave : bool
+        Whether the run can be gone on with from any step.
     call : Call
         What it counts from and has come to; the recorder keeps it.
     valid_sets : dict of str to loader
@@ -74,7 +76,7 @@ class Session:
         valid_every: Duration,
     ) -> None:
         self.trainer, self.place, self.recorder, self.evaluator = trainer, placement, recorder, evaluator
-        self.companions, self.keeps_ids = companions, any(c.ends_runs for c in companions)
+        self.companions, self.can_leave = companions, any(c.ends_runs for c in companions)
         placement.prepare(trainer)
         self.border = placement.trained
         self.valid_sets: dict[str, Any] = named(trainer.valid_loader)
@@ -171,7 +173,7 @@ class Session:
         if self.trainer.mode != "train":
             return self.evaluator.plan(self.trainer, loader, epoch)
         exceeds = self._go_beyond if epoch else None
-        return self.place.plan(self.trainer, loader, epoch, start, exceeds, self.keeps_ids)
+        return self.place.plan(self.trainer, loader, epoch, start, exceeds, self.can_leave)
 
     def _go_beyond(self, batches: int, length: int) -> None:
         """Say that a loader gives more than its length; refuse a schedule that ends before the run for that."""
@@ -263,11 +265,6 @@ class Session:
         if late and self.can_leave and self.budget.bounded:  # it is this job's time that is over, not the run's
             return Wish(asked, self.called or late, wrong)
         return Wish(asked or late, self.called, wrong)
-
-    @property
-    def can_leave(self) -> bool:
-        """Whether the run can be gone on with from any step."""
-        return any(companion.ends_runs for companion in self.companions)
 
     @property
     def is_over(self) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..data.plan import named
 from ..data.random_streams import OwnStreams, mix, seed_host
 from ..data.sample_ids import set_epoch
-from ..data.seeded_samples import draws_nothing, fetch
+from ..data.seeded_samples import InPlace, draws_nothing, fetch
 from ..data.subsets import split_of
 from ..hangs.waits import WaitError
 from ..nested_values import fingerprint, leaves
@@ -160,7 +160,7 @@ def as_it_is(seen: Any) -> Any:
     return seen
 
 
-class Looking(Dataset[Look]):
+class Looking(InPlace, Dataset[Look]):
     """In place of a dataset: marks of its samples, each drawn twice with the same random streams.
 
     Beside them stands whether it has drawn from generators of its own.
@@ -172,12 +172,6 @@ class Looking(Dataset[Look]):
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self._seed = dataset, seed
         self._generators: Generators | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """What a worker_init_fn asks the dataset for, which sees this one in its place."""
-        if name.startswith("__") or "dataset" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_generators": None}

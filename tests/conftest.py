@@ -28,6 +28,11 @@ HARMLESS = {"git", "uname"}  # of a run folder's circumstances, and of Python's 
 STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
 MOST_AT_ONCE = 4
 TOGETHER = {"distributed", "recovery"}  # folders whose files share what was started once; else each file is for itself
+# Begun first, so that no worker is left with one of them alone at the end.
+LONGEST = (
+    *("distributed", "recovery", "test_multi_gpu", "test_configs", "test_state_manager_exact", "test_faults"),
+    *("test_typing", "test_family", "test_examples", "test_notebook", "test_origins", "test_feed"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -88,16 +93,32 @@ def pytest_runtest_protocol(item, nextitem):
             KEPT.keep()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for its groups
+@pytest.hookimpl(tryfirst=True)  # before the marker is asked for
 def pytest_collection_modifyitems(items):
     for item in items:
-        folder, file = item.path.parent.name, item.path.stem
-        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else file))
         if "starts_processes" in getattr(item, "fixturenames", ()):
             item.add_marker("process")
+    places = {group: place for place, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(group_of(item.path), len(places)))
 
 
-# ---------------------------------------------------------------------- which tests run, and how many at once
+# ---------------------------------------------------------------------- which tests run, how many at once, and where
+
+
+def group_of(path):
+    """The tests that one worker runs: they share what a fixture has made."""
+    return path.parent.name if path.parent.name in TOGETHER else path.stem
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """By group. The marks that xdist has for this are lost on the way since pytest 9.2, without a word."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(Path(nodeid.partition("::")[0]))
+
+    return ByGroup(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 def pytest_configure(config):

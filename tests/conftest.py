@@ -31,7 +31,7 @@ TOGETHER = {"distributed", "recovery"}  # folders whose files share what was sta
 # Begun first, so that no worker is left with one of them alone at the end.
 LONGEST = (
     *("distributed", "recovery", "test_multi_gpu", "test_configs", "test_state_manager_exact", "test_faults"),
-    *("test_typing", "test_family", "test_examples", "test_notebook", "test_origins", "test_feed"),
+    *("test_typing", "test_family", "test_examples", "test_notebook", "test_trust", "test_logger_feed"),
 )
 
 

@@ -235,7 +235,7 @@ class Session:
     # ------------------------------------------------------------------ what the processes agree on
 
     def settle(self, step: int, within: bool = False) -> bool:
-        """Agree with the other processes on whether to stop; return whether it is time for a validation.
+        """Agree with the other processes, and leave if they are called away; return whether a validation is due.
 
         Parameters
         ----------
@@ -244,17 +244,21 @@ class Session:
         within : bool
             Between two steps of an epoch.
         """
-        call = self.call
+        wish, tests = self._agree(step, within)
+        if wish.away and not self.is_over:
+            self.leave(wish.away)
+        return tests
+
+    def _agree(self, step: int, within: bool) -> tuple[Wish, bool]:
+        """Note what all processes want, and which clocks have run out; of these, that of the validation is returned."""
         clocks = (self.validation.by_clock and self.validation.late(), *map(_is_late, self.companions))
         wish, (tests, *others) = self.agreement.settle(step, self._own_wish(within), clocks)
         if wish.wrong:
             raise RuntimeError(wish.wrong)
-        call.stop_reason = call.stop_reason or wish.stop or self.budget.spent(step)
+        self.call.stop_reason = self.call.stop_reason or wish.stop or self.budget.spent(step)
         for companion, is_late in zip(self.companions, others, strict=True):
             companion.due |= is_late
-        if wish.away and not self.is_over:
-            self.leave(wish.away)
-        return tests
+        return wish, tests
 
     def _own_wish(self, within: bool = False) -> Wish:
         """Why this process wants the run to end, or cannot go on."""

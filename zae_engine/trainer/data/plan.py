@@ -67,6 +67,7 @@ class BatchPlan:
     ) -> None:
         self.loader, self.layout, self.start = loader, layout, start or Start()
         self.position = self.start.batch
+        self._keeps_whole = layout.alone and layout.micro_batches == 1
         self._processes = processes if processes is not None and processes.count > 1 else None
         self._counts = processes
         self._walk = getattr(processes, "waits", _NOBODY).walk
@@ -189,7 +190,7 @@ class BatchPlan:
     def window(self, batch: Any) -> Window:
         """The window of a batch that the plan gave, or of a global batch that every process has."""
         layout, share = self.layout, self._share
-        if layout.alone and layout.micro_batches == 1:  # the usual batch
+        if self._keeps_whole:  # the usual batch
             samples = count_samples(batch) if self._sizes is None else self._sizes.count(batch, self.position - 1)
             return Window([Micro(batch, samples)], samples)
         marks, parts = self.marks(batch), layout.micro_batches

@@ -110,6 +110,13 @@ def test_an_error_names_the_command_s_own_help_and_what_is_near(run, arguments, 
     assert words in one_line(err)
 
 
+@pytest.mark.parametrize("text", ["project", "=digits"])
+def test_a_setting_without_name_or_value_is_refused(run, text):
+    code, out, err = run("logs", "export", "a", "--to", "csv", "--set", text)
+    assert (code, out) == (2, "")
+    assert one_line(err) == f"zae: --set {text} is not understood; write KEY=VALUE, --set project=digits say\n"
+
+
 def test_the_help_of_runs_says_what_is_looked_at(run):
     _, out, _ = run("runs", "--help")
     assert "the current one by default" in " ".join(out.split())

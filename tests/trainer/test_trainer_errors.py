@@ -226,3 +226,20 @@ def test_accumulation_needs_batches_that_can_be_cut():
 
     with pytest.raises(TypeError, match="needs batches that can be cut along their first dimension"):
         make(Strings, gradient_accumulation_steps=2).run(1, [["a", "b"], ["c", "d"]])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"metrics": [1]}, TypeError, r"metrics=\[1\] is no dict; name each metric: metrics={'acc': "),
+        (
+            {"max_wait": "3st"},
+            ValueError,
+            "is no time; write '10min' or a timedelta, or None for no end",
+        ),
+        ({"max_wait": 3}, ValueError, "max_wait=3 is not a duration"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        make(**options)

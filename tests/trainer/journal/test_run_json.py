@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import make
+from tests.helpers import PlainTrainer, loader, make
 from zae_engine.checkpoint.errors import CheckpointError
+from zae_engine.trainer.addons import StateManagerAddon
 from zae_engine.trainer.journal.run_json import note_attempt, read_run_json
 
 ROOT = Path(__file__).parents[3]
@@ -66,3 +67,9 @@ def test_no_secret_is_in_a_run_folder(nursery, tmp_path):
     attempt = json.loads((folder / "run.json").read_text())["attempts"][0]
     assert attempt["command"][1:3] == [str(script), str(folder)]
     assert len(attempt["circumstances"]["git"]) >= 12
+
+
+def test_a_summary_that_cannot_be_written_ends_no_run(tmp_path, capsys):
+    (tmp_path / "summary.json").mkdir()
+    make(PlainTrainer.add_on(StateManagerAddon), save_path=tmp_path, log_bar=True).run(1, loader())
+    assert "no summary.json was written: " in capsys.readouterr().err

@@ -17,6 +17,7 @@ from tests.helpers import MLPTrainer, PlainTrainer, assert_equal, data, loader, 
 from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
 from zae_engine.trainer.compose import AddOnBase
 from zae_engine.trainer.verify.resume import ResumeVerification
+from zae_engine.trainer.verify.resume_trace import Marks, Trace, first_difference
 
 pytestmark = pytest.mark.usefixtures("starts_processes")
 
@@ -556,3 +557,18 @@ class Inside(PlainTrainer):
 def test_it_is_no_part_of_a_run():
     with pytest.raises(RuntimeError, match="within run"):
         verified(Inside)
+
+
+def trace(*modes, rows=()):
+    return Trace(0, after=[Marks(step, mode) for step, mode in enumerate(modes)], rows=list(rows))
+
+
+def test_runs_that_do_other_things_at_a_step_differ_there():
+    difference = first_difference(trace("train", "test"), trace("train", "train"))
+    assert (difference.step, difference.kind, difference.words) == (1, "order", "whether it trains or evaluates")
+    assert first_difference(trace("train"), trace("train")) is None
+
+
+def test_histories_of_other_lengths_differ():
+    difference = first_difference(trace("train", rows=[{}, {}]), trace("train", rows=[{}]))
+    assert (difference.kind, difference.words) == ("history", "the history has 2 rows, or 1")

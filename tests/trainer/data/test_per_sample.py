@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tests.helpers import assert_equal, largest_difference, weights
 from zae_engine.trainer import Trainer
+from zae_engine.trainer.data.batch_entries import sizes_of
 
 Fields = namedtuple("Fields", ["w", "x", "y"])
 W = {2: torch.tensor([1.0, 3.0]).double(), 4: torch.tensor([1.0, 3.0, 0.5, 2.0]).double()}
@@ -383,3 +384,26 @@ def test_tensors_that_torch_cannot_cut_are_refused_with_a_sentence_and_work_whol
     for options in ({"gradient_accumulation_steps": 2}, {"shards": 2}):
         with pytest.raises(TypeError, match=rf"=2 cannot cut {where}, a {kind} tensor, which torch cannot cut along"):
             trained(Odd, [batch, batch], **options)
+
+
+def test_a_constant_of_any_length_stays_whole():
+    seen = set()
+
+    class Sevens(Trainer):
+        def train_step(self, batch):
+            seen.add((len(batch["x"]), len(batch["seven"])))
+            return {"loss": self.model(batch["x"]).square().mean() * batch["seven"].mean()}
+
+    def collate(rows):
+        return {"x": torch.stack([x for x, _ in rows]), "seven": torch.ones(7).double()}
+
+    trained(Sevens, DataLoader(samples(2), batch_size=4, collate_fn=collate), gradient_accumulation_steps=2)
+    assert seen == {(2, 7), (1, 7)}
+
+
+def test_what_has_told_the_samples_once_tells_them_always():
+    def batch(x, a, b):
+        return {"a": torch.ones(a), "b": torch.ones(b), "x": torch.ones(x)}
+
+    lengths = sizes_of(object())
+    assert [lengths.count(each, 0) for each in (batch(3, 3, 3), batch(5, 3, 3), batch(3, 3, 4))] == [3, 5, 3]

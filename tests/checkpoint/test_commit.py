@@ -152,9 +152,11 @@ def test_leftovers_go_and_all_else_stays(folder, tmp_path):
     for name in others:
         (folder / name).mkdir()
     os.rename(make(folder, 8), folder / ".000008-step-80.a.replaced")
+    os.rename(make(folder, 9), folder / ".000001-step-10.b.replaced")  # by the one that is there
     assert clear_leftovers(folder) == []
     assert set(names(folder)) == others | {"000001-step-10", "000008-step-80"}
     assert choose(folder)[0].serial == 8
+    assert read_checkpoint(folder / "000001-step-10").serial == 1
     assert tmp_path.is_dir()
     assert clear_leftovers(tmp_path / "nothing") == []
 

@@ -374,3 +374,8 @@ def test_a_loss_of_one_element_is_weighted_like_a_scalar():
 )  # fmt: skip
 def test_what_counts_as_a_scalar(value, scalar):
     assert is_scalar(value) is scalar
+
+
+@pytest.mark.parametrize("batch", [[], ()])
+def test_an_empty_batch_has_no_sample(batch):
+    assert count_samples(batch) == 0

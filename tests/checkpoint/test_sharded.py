@@ -265,3 +265,23 @@ def test_no_pickle_is_executed(saved, tmp_path, name):
     assert not trace.exists()
     pickle.loads(pickle.dumps(Trap(trace)))
     assert trace.exists()
+
+
+EMPTY = """
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from zae_engine.checkpoint.sharded_pieces import local_piece
+
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+tensor, piece = local_piece(distribute_tensor(torch.empty(0, 3), mesh, [Shard(0)]), 0)
+assert (tuple(tensor.shape), piece.shape) == ((0, 3), (0, 3))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_spread_tensor_without_elements_is_written_too(nursery, tmp_path):
+    (tmp_path / "script.py").write_text(EMPTY)
+    done = nursery.run(tmp_path / "script.py")
+    assert done.returncode == 0, done.stderr

@@ -197,3 +197,26 @@ def test_what_is_no_time_is_refused(value):
         make(max_wait=value)
     assert make(max_wait=None).max_wait is None
     assert make().max_wait == 1800
+
+
+DEEP = """
+import os, sys, tempfile
+import torch
+from tests.helpers import loader, make
+
+if sys.argv[1:]:
+    torch.multiprocessing.set_sharing_strategy(sys.argv[1])
+make().run(1, loader(num_workers=1))
+"""
+
+
+def test_workers_whose_sockets_have_too_long_a_path_are_refused(nursery, tmp_path):
+    (tmp_path / "script.py").write_text(DEEP)
+    deep = tmp_path / ("d" * 90)
+    deep.mkdir()
+    environ = os.environ | {"TMPDIR": str(deep)}
+    done = nursery.run(tmp_path / "script.py", env=environ, timeout=60)
+    assert done.returncode == 1
+    assert f"send tensors through sockets in {str(deep)!r}, and a socket's path may have 107 characters" in done.stderr
+    done = nursery.run(tmp_path / "script.py", "file_system", env=environ, timeout=60)
+    assert done.returncode == 0, done.stderr

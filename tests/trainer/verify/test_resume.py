@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import sys
+import tempfile
 import time
 import warnings
 
@@ -27,12 +28,13 @@ rng = random.Random(0)
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    yield
-    # Importing parts of torch leaves folders, too.
-    left = [name for name in os.listdir(tmp_path) if name.startswith(("run", "verify-resume", "pymp"))]
-    assert left == []
+    with tempfile.TemporaryDirectory() as short:  # else the loader's workers could not make sockets there
+        monkeypatch.setenv("TMPDIR", short)
+        monkeypatch.setattr("tempfile.tempdir", None)
+        yield
+        # Importing parts of torch leaves folders, too.
+        names = [*os.listdir(tmp_path), *os.listdir(short)]
+        assert [name for name in names if name.startswith(("run", "verify-resume", "pymp"))] == []
 
 
 def kept(kind=PlainTrainer, add_ons=(), model=None, **options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import multiprocessing.util
 import os
 import re
 import signal
@@ -14,11 +15,13 @@ from contextlib import suppress
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # comes with Accelerate
+import torch.multiprocessing
 
 from .code_lines import is_library, is_ours, line_of
 
 _FRAME = re.compile(r'^ +File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 _STARTED = "pt_data_worker"  # what torch calls a worker's main thread once that is at work
+_LONGEST = 107  # bytes that the path of a socket may have on Linux
 
 
 @functools.cache
@@ -37,6 +40,31 @@ def let_tell() -> None:
     """Let workers that are forked later tell where they stand, when they are asked."""
     with suppress(OSError, RuntimeError):
         _stacks()
+
+
+def check_sockets() -> None:
+    """Refuse workers whose tensors would never arrive: the path of the sockets that they come through is too long.
+
+    A worker's thread fails then, and says so; the loader goes on waiting for what that was to send.
+
+    Raises
+    ------
+    ValueError
+        Naming the folder.
+    """
+    strategy: str = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
+    by_file = strategy != "file_descriptor"
+    if sys.platform != "linux" or by_file or hasattr(multiprocessing.util, "_get_base_temp_dir"):  # which finds another
+        return
+    chosen = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    path = os.path.join(chosen or os.path.join(tempfile.gettempdir(), "pymp-01234567"), "listener-01234567")
+    if (length := len(os.fsencode(path))) > _LONGEST:
+        raise ValueError(
+            f"the loader's workers send tensors through sockets in {os.path.dirname(os.path.dirname(path))!r}, and a"
+            f" socket's path may have {_LONGEST} characters, while theirs have {length}, so no batch would ever arrive."
+            " Set TMPDIR to a folder with a shorter path, /tmp say, or call"
+            " torch.multiprocessing.set_sharing_strategy('file_system')"
+        )
 
 
 def describe_awaited(iterator: Any) -> str:

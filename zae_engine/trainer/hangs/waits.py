@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import dataloader
 
 from ...launch import child_processes
-from .loader_workers import describe_awaited, let_tell, lost_workers
+from .loader_workers import check_sockets, describe_awaited, let_tell, lost_workers
 
 NOTICE = 30.0  # seconds after which a wait is told
 
@@ -63,6 +63,7 @@ class Waits:
     def walk(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Begin to walk over a loader; whoever waits for its workers does not do so for ever."""
         if getattr(loader, "num_workers", 0):
+            check_sockets()
             let_tell()
         iterator = child_processes.walk(loader)
         multiprocessing = getattr(dataloader, "_MultiProcessingDataLoaderIter", ())

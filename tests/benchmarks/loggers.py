@@ -128,9 +128,9 @@ def _quiet(folder: Path) -> None:
 
 def _stand(trainer: Any, seconds: float) -> None:
     """Let the clocks of the log's interval and of the picture stand for so long."""
-    if trainer._logging is not None:
-        trainer._logging._last += seconds
-        trainer._journal.readers._due += seconds
+    if (journal := getattr(trainer, "_journal", None)) is not None:
+        journal.interval._last += seconds
+        journal.readers._due += seconds
 
 
 def _watch(trainer: Any, began: float, facts: dict[str, Any]) -> list[threading.Thread]:

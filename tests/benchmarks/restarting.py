@@ -32,7 +32,6 @@ from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import StateManagerAddon
 from zae_engine.trainer.data.layout import ids_hash
 from zae_engine.trainer.journal.journal import Journal
-from zae_engine.trainer.resume.checkpointer import Checkpointer
 from zae_engine.trainer.resume.finder import Finder
 from zae_engine.trainer.resume.position import go_to, position_of
 
@@ -90,7 +89,7 @@ class OneStep(Trainer):
 class TimedParts:
     """Inside, the times of the parts of taking a run up are summed by name."""
 
-    parts = (("verifying", Finder, "find"), ("loading", Checkpointer, "load"), ("history", Journal, "_open"))
+    parts = (("verifying", Finder, "find"), ("loading", Finder, "load"), ("history", Journal, "_open"))
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -160,7 +159,7 @@ def make_checkpoint(folder: Path, position: int, batches: int, shuffled: bool) -
     trainer.progress_checker.init_state(position, 1)
     recorder = trainer._recorder
     position = position_of(trainer, recorder, None)
-    trainer._checkpointer._loaded = go_to(recorder, {**position, **midway}, [part], None)
+    trainer._checkpointer.finder.loaded = go_to(recorder, {**position, **midway}, [part], None)
     with discarded("terminal"), suppress(BrokenOffError):
         trainer.run(1, loader)
 

@@ -21,7 +21,7 @@ from zae_engine.trainer.hangs.peer_store import Peers
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_processes")]
 
 COMMAND = [sys.executable, "-m", "tests.trainer.hangs.waiting_run"]
-PLACE = r"tests/trainer/waiting_run\.py:\d+, in "
+PLACE = r"tests/trainer/hangs/waiting_run\.py:\d+, in "
 WAITS = r"process 0 \(pid \d+\) is in the exchange of gradients, in step \d+, and waits for process 1 \(pid \d+\)"
 WORKER = r"worker \d \(pid \d+\) of its loader, which "
 # By its end, which is seen with the next batch, or by torch's signal handler, which may come first.
@@ -101,7 +101,7 @@ class Hangs:
 
 
 def test_a_loader_s_worker_is_named_and_ends_a_run_of_one_process(capsys):
-    where = rf"{WORKER}is in .*test_waiting\.py:\d+, in __getitem__"
+    where = rf"{WORKER}is in .*test_hangs\.py:\d+, in __getitem__"
     with pytest.raises(RuntimeError, match=rf"this process has waited in step 1 for {where}; max_wait=2 s is over"):
         make(max_wait="2s").run(1, DataLoader(Hangs(), batch_size=4, num_workers=1))
     assert re.search(rf"nothing has gone on: this process is waiting for {where}, in step 1\n", capsys.readouterr().err)
@@ -197,26 +197,3 @@ def test_what_is_no_time_is_refused(value):
         make(max_wait=value)
     assert make(max_wait=None).max_wait is None
     assert make().max_wait == 1800
-
-
-DEEP = """
-import os, sys, tempfile
-import torch
-from tests.helpers import loader, make
-
-if sys.argv[1:]:
-    torch.multiprocessing.set_sharing_strategy(sys.argv[1])
-make().run(1, loader(num_workers=1))
-"""
-
-
-def test_workers_whose_sockets_have_too_long_a_path_are_refused(nursery, tmp_path):
-    (tmp_path / "script.py").write_text(DEEP)
-    deep = tmp_path / ("d" * 90)
-    deep.mkdir()
-    environ = os.environ | {"TMPDIR": str(deep)}
-    done = nursery.run(tmp_path / "script.py", env=environ, timeout=60)
-    assert done.returncode == 1
-    assert f"send tensors through sockets in {str(deep)!r}, and a socket's path may have 107 characters" in done.stderr
-    done = nursery.run(tmp_path / "script.py", "file_system", env=environ, timeout=60)
-    assert done.returncode == 0, done.stderr

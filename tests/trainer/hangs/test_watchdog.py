@@ -51,3 +51,21 @@ def test_a_watch_lets_go_when_it_is_asked_to():
         assert held() is None
     finally:
         watch.end()
+
+
+DEEP = """
+import sys, tempfile
+from tests.helpers import loader, make
+
+tempfile.tempdir = sys.argv[1]
+make().run(1, loader(num_workers=1))
+"""
+
+
+def test_workers_whose_sockets_have_too_long_a_path_are_refused(nursery, tmp_path):
+    (tmp_path / "script.py").write_text(DEEP)
+    deep = tmp_path / ("d" * 90)
+    deep.mkdir()
+    done = nursery.run(tmp_path / "script.py", deep, timeout=60)
+    assert done.returncode == 1
+    assert f"send tensors through sockets in {str(deep)!r}, and a socket's path may have 107 characters" in done.stderr

@@ -62,8 +62,7 @@ def check_sockets() -> None:
         raise ValueError(
             f"the loader's workers send tensors through sockets in {os.path.dirname(os.path.dirname(path))!r}, and a"
             f" socket's path may have {_LONGEST} characters, while theirs have {length}, so no batch would ever arrive."
-            " Set TMPDIR to a folder with a shorter path, /tmp say, or call"
-            " torch.multiprocessing.set_sharing_strategy('file_system')"
+            " Set TMPDIR to a folder with a shorter path, /tmp say"
         )
 
 

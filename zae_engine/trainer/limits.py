@@ -159,6 +159,15 @@ class Interval:
         """Whether it is due after `step` optimizer steps, in the middle of an epoch."""
         return self.every.unit == "st" and step % self.every.count == 0
 
+    def next_step(self, step: int) -> float:
+        """The first step after `step` at which it is due in the middle of an epoch; infinite if none is."""
+        return (step // self.every.count + 1) * self.every.count if self.every.unit == "st" else math.inf
+
+    @property
+    def next_time(self) -> float:
+        """When it is due by the clock, as `time.perf_counter` tells it; infinite if it goes by something else."""
+        return self._last + self.every.count if self.by_clock else math.inf
+
     def late(self) -> bool:
         """Whether it is due by the clock."""
         return self.by_clock and time.perf_counter() - self._last >= self.every.count

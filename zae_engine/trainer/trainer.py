@@ -300,7 +300,8 @@ class Trainer(Methods):
                     self.run_batch(batch, **kwargs)
                     bar.advance(recorder.samples)
                     if not training:
-                        session.called_away(bar.done)
+                        if session.can_leave:
+                            session.called_away(bar.done)
                     elif between_steps(session, bar, **kwargs):
                         break
             recorder.batches, recorder.speed = bar.done, bar.speed

@@ -183,7 +183,7 @@ class StateManagerAddon(RunFolderAddon):
             The checkpoint's folder.
         """
         if self._checkpointer.is_running:
-            self._checkpointer.due = True
+            self._checkpointer.ask()
             return None
         if self._checkpointer.broke_off_midway:
             raise CheckpointError("the last run broke off within an epoch; load_state('last') goes back first")

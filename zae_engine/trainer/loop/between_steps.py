@@ -20,8 +20,11 @@ def between_steps(session: Session, bar: SilentBar, **kwargs: Any) -> bool:
     """Validate and save if it is due; return whether the run ends here."""
     opened, call, step = session.opened, session.call, session.recorder.counters.get_step() - 1
     assert opened is not None  # there is a step in an epoch only
-    opened.paused = False
     session.recorder.usage.samples += session.recorder.samples
+    called = call.wish is not None or session.called is not None
+    if step < session.quiet_to and time.perf_counter() < session.quiet_until and not called:
+        return False
+    opened.paused = False
     due = session.validation.at_step(step)
     if due or session.agreement.due(step):
         due |= session.settle(step, within=True)
@@ -35,6 +38,7 @@ def between_steps(session: Session, bar: SilentBar, **kwargs: Any) -> bool:
         session.settle(step, within=True)
     opened.paused = True
     session.at_rest()
+    session.rest(step)
     return call.stop_reason is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn, Protocol
 
 from ..interface import Face
@@ -23,6 +24,9 @@ class Present(Protocol):
     @property
     def step(self) -> int:
         """Optimizer steps done."""
+
+    def wake(self) -> None:
+        """Something is to be done as soon as no step is half done."""
 
     @property
     def is_over(self) -> bool:
@@ -55,6 +59,10 @@ class Companion:
     def late(self) -> bool:
         """Whether it is time, by this process's clock."""
         return self.interval is not None and self.interval.late()
+
+    def next_step(self, step: int) -> float:
+        """The first step after `step` at which `at_rest` has something to do, if the clock does not call before."""
+        return step + 1 if self.due else self.interval.next_step(step) if self.interval is not None else math.inf
 
     @property
     def loaded(self) -> Loaded | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -63,6 +65,8 @@ class Session:
         What was trained between the last two epochs.
     called : str or None
         Away, by a signal that this process got.
+    quiet_to, quiet_until : float
+        Up to which step, and by which time, nothing is to be done between two steps, unless somebody calls.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Session:
         recorder.begin(trainer, self.call)
         self.opened: Open | None = None
         self.called: str | None = None
+        self.quiet_to, self.quiet_until = 0.0, 0.0
         self.title = ""
         self.seen: dict[str, Any] | None = None  # what the last line within an epoch has shown
         self._midway: Midway | None = None
@@ -158,6 +163,7 @@ class Session:
         if self._trains:
             self.recorder.training = self.call
         decide(self.trainer, **self._shown)
+        self.wake()
 
     def epochs(self) -> Iterator[int]:
         """The epochs to run, counted from 0 over the trainer's whole life."""
@@ -192,6 +198,7 @@ class Session:
         place.prepare(trainer)
         if not spreads(place.accelerator):  # whose optimizer is another one
             refusals.check_scheduler(trainer.scheduler, trainer.optimizer, trainer.scheduler_step_on_batch)
+        self.wake()
         generators = generators_of(loader)
         put_loader_states(loader, midway.generators if midway else [])
         opened = Open(self.plan(loader, epoch), [g.get_state() for g in generators])
@@ -277,8 +284,8 @@ class Session:
         return ends and self.opened is None
 
     def called_away(self, done: int) -> None:
-        """After so many batches of an evaluation: break it off if the processes are called away."""
-        if self.can_leave and self.evaluator.watch.due(done):
+        """After so many batches of an evaluation that can be left: break it off if the processes are called away."""
+        if self.called or done >= self.evaluator.watch.next_step or time.perf_counter() >= self.budget.deadline:
             away = self.evaluator.watch.settle(done, self._own_wish())[0].away
             if away:
                 raise CalledAway(away)
@@ -294,6 +301,19 @@ class Session:
         """Nothing is half done: what goes along may save and write."""
         for companion in self.companions:
             companion.at_rest(self)
+
+    def rest(self, step: int) -> None:
+        """Find out, after so many steps, until when nothing has to be done between two of them."""
+        steps = (companion.next_step(step) for companion in self.companions)
+        self.quiet_to = min(self.validation.next_step(step), self.budget.last_step, self.agreement.next_step, *steps)
+        clocks = (companion.interval.next_time for companion in self.companions if companion.interval is not None)
+        # Of several processes, what the clock tells is asked at the steps at which they agree.
+        alone = self.place.processes.count == 1
+        self.quiet_until = min(self.budget.deadline, self.validation.next_time, *clocks) if alone else math.inf
+
+    def wake(self) -> None:
+        """Something is to be done as soon as no step is half done."""
+        self.quiet_to = 0.0
 
 
 def _is_late(companion: Companion) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -40,8 +41,13 @@ class Agreement:
         self._step, self._time = step, time.perf_counter()
         self._next = step + 1
 
+    @property
+    def next_step(self) -> float:
+        """The step after which the processes ask each other; infinite where one decides by itself, at any step."""
+        return self._next if self._processes.count > 1 else math.inf
+
     def due(self, step: int) -> bool:
-        """Whether the processes ask each other after this step."""
+        """Whether it may be decided after this step."""
         return step >= self._next or self._processes.count == 1
 
     def settle(self, step: int, wish: Wish = NOTHING, clocks: Sequence[bool] = ()) -> tuple[Wish, Sequence[bool]]:

@@ -57,6 +57,8 @@ class Checkpointer(Companion):
         What was seen of the present call's data.
     """
 
+    interval: Interval
+
     def __init__(
         self,
         journal: Journal,
@@ -68,9 +70,9 @@ class Checkpointer(Companion):
         in_background: bool,
         required: bool,
     ) -> None:
-        super().__init__(Interval(every) if every.unit == "s" else None)
+        super().__init__(Interval(every))
         self.journal, self.finder, self._recorder, self._place = journal, finder, journal.recorder, placement
-        self.every, self._required = every, required
+        self._required = required
         self._suffix, self._keep, self._in_background = suffix, keep, in_background
         self.data: dict[str, Any] = {}
         self._called: str | None = None  # away, by a signal that this process got
@@ -199,21 +201,30 @@ class Checkpointer(Companion):
         if better and is_sharded(model):  # its best weights can be put together only now
             self.due = True
 
+    def ask(self) -> None:
+        """Save as soon as no step is half done."""
+        self.due = True
+        if self._session is not None:
+            self._session.wake()
+
+    def next_step(self, step: int) -> float:
+        """The next one at once, while something is being written: it may fail."""
+        return step + 1 if self._writing else super().next_step(step)
+
     def at_rest(self, session: Present) -> None:
         """Between two steps or epochs: save if it is due."""
         if self._saver is None:
             return
         if self._writing:
             self._report()
-        every, opened = self.every, session.opened
-        if every.unit == "st" and session.step % every.count == 0:
+        opened = session.opened
+        if self.interval.at_step(session.step):
             self.due = True
         if opened is not None:
             if self.due and not _at_end(opened.plan):
                 self.save()
             return
-        epochs = self._recorder.counters.get_epoch() - 1
-        if session.is_over or self.due or (every.unit == "ep" and epochs % every.count == 0):
+        if self.due or self.interval.at_epoch(self._recorder.counters.get_epoch() - 1, session.is_over):
             self.save(complete=session.is_over)
         else:
             self._account()
@@ -239,8 +250,7 @@ class Checkpointer(Companion):
         saver.wait()  # before anything is decided: whether the one before was written matters
         self._report()
         self.due = False
-        if self.interval is not None:
-            self.interval.restart()
+        self.interval.restart()
         begun = self.journal.standing in (Standing.RUNNING, Standing.BROKEN)  # not between two calls of `run`
         opened = self._session.opened if self._session else None
         contents = Contents(self._summary(opened.plan if opened else None, complete, begun))
@@ -352,7 +362,7 @@ class Checkpointer(Companion):
 
     def save_elsewhere(self, folder: Path) -> None:
         """For a run on trial: keep all of it in another folder, and save only when asked to."""
-        self.every, self.interval, self._required, self._keep = Duration(1 << 62, "st"), None, True, (None, 1)
+        self.interval, self._required, self._keep = Interval(Duration(1 << 62, "st")), True, (None, 1)
         self.journal.write_elsewhere(folder)
         self.finder.kept.forget_where()  # they are in no checkpoint of this folder
 

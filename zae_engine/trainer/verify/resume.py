@@ -247,7 +247,7 @@ class _Trial:
         _part_from_parent(trainer, loaders)
         decide(trainer, mode="train", log_bar=False, save_path=self.run_folder)
         self.run.checkpointer.save_elsewhere(self.run_folder)
-        save = None if resumes else partial(setattr, self.run.checkpointer, "due", True)
+        save = None if resumes else self.run.checkpointer.ask
         tracer = Tracer(trainer, self.steps, self.roots, save)
         warnings.filterwarnings("ignore", "a checkpoint could not be written")  # which the result tells
         vars(trainer).update(run_batch=tracer.run_batch, logging=tracer.logging)

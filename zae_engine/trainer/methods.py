@@ -80,7 +80,7 @@ class Methods(Face):
         """Take the values of one batch: detached, still on their device, with ``"num_items"`` as their weight."""
         recorder = self._recorder
         log = recorder.log_train if self.mode == "train" else recorder.log_test
-        log.add(step_dict, step_dict.get("num_items", 1), recorder.counters.get_step())
+        log.add(step_dict, step_dict.get("num_items", 1), recorder.counters.step)
 
     def log(self, values: Mapping[str, Any] | str, value: Any = None, **options: Any) -> None:
         """Give values of your own to every logger, from any method, and between two calls of `run`.

@@ -153,6 +153,16 @@ def snapshot(value: Any) -> Any:
     return value.detach() if fresh else value.detach().clone()
 
 
+def snapshots(values: dict[str, Any]) -> dict[str, Any]:
+    """The `snapshot` of each value that a step returned."""
+    found = {}
+    for key, value in values.items():
+        # The usual value, a loss that was just computed, without a call.
+        fresh = type(value) is Tensor and value.grad_fn is not None and not value._is_view()
+        found[key] = value.detach() if fresh else snapshot(value)
+    return found
+
+
 def merge(results: list[dict[str, Any]], weights: list[Any]) -> dict[str, Any]:
     """Put the values of several micro-batches together as if one batch had returned them.
 

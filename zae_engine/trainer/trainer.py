@@ -22,7 +22,7 @@ from .loop.between_steps import between_steps, end_of_epoch, owes
 from .loop.evaluator import Evaluator
 from .loop.session import Session
 from .methods import Methods
-from .nested_values import merge, snapshot
+from .nested_values import snapshots
 from .processes.device import Device, resolve_accumulation
 from .processes.max_wait import check_wait
 from .records.history import History
@@ -330,29 +330,31 @@ class Trainer(Methods):
         if window.values:
             window.values.setdefault("num_items", window.here)
             self.logging(window.values)
-            recorder.measures[self.mode].update(window.values, f"{self.mode}_step")
+            if (measures := recorder.measures[self.mode]).metrics:
+                measures.update(window.values, f"{self.mode}_step")
         else:  # the batch had fewer samples than there are processes
             recorder.of(self.mode)[0].skip()
         if training:
-            recorder.counters.update_step()
+            recorder.counters.step += 1
         recorder.batch_of = ""
 
     def optimize(self, window: Window) -> None:
         """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""
         placement, update, results = self._place, self._place.update, []
+        whole = window.is_whole
         update.zero_grad()
         for micro in update.micros(window):
             result = placement.forward(self.train_step, micro.batch)
             loss = refusals.check_step(result, "train_step", placement.unproven)
             placement.unproven = ()
-            update.backward(loss, window.share(result.get("num_items"), micro))
+            update.backward(loss, None if whole else window.share(result.get("num_items"), micro))
             if micro.samples or not window.samples:
-                results.append({key: snapshot(value) for key, value in result.items()})
-        if (factor := window.correction()) is not None:
+                results.append(snapshots(result))
+        if not whole and (factor := window.correction()) is not None:
             update.rescale(factor)
-        norm = update.clip()
+        norm = update.clip() if update.max_norm else None
         window.stepped = update.step()
-        window.values = merge(results, window.weights) if results else {}
+        window.values = results[0] if whole else window.merged(results)
         if norm is not None and results:
             window.values.setdefault("grad_norm", norm)
 

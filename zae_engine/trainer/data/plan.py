@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice, pairwise
+from operator import is_not
 from typing import Any
 from weakref import WeakMethod
 
@@ -114,32 +115,36 @@ class BatchPlan:
 
     def _batches(self) -> Iterator[Any]:
         loader = self.loader
-        if self._processes is not None and loader is not None:
+        if loader is None:
+            return iter(())
+        if self._processes is not None:
             agree_on_generators(loader, self._processes)
-        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-            if loader.batch_sampler is not None:
-                yield from self._by_ids(loader, self.layout)
-            else:  # its items are batches
-                first = Start(self.start.batch * self.layout.loader_batches, began=self.start.began)
-                self.start.began = None
-                yield from self._whole(self._by_ids(loader, _ALONE, first))
-        elif loader is not None:
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             own = not isinstance(loader, (list, tuple))
             batches = _with_own_streams(with_stream_seeds(loader), self._walk) if own else iter(loader)
-            yield from islice(self._whole(batches), self.start.batch, None)
+            return islice(self._whole(batches), self.start.batch, None)
+        if loader.batch_sampler is not None:
+            return self._by_ids(loader, self.layout)
+        # Its items are batches.
+        first = Start(self.start.batch * self.layout.loader_batches, began=self.start.began)
+        self.start.began = None
+        return self._whole(self._by_ids(loader, _ALONE, first))
 
     def _by_ids(self, loader: DataLoader[Any], layout: Layout, start: Start | None = None) -> Iterator[Any]:
         """Of a loader that knows its samples, each process loads its own."""
         start = start or self.start
         seeded = self._seeded and not draws_nothing(loader.dataset)
         if not self._watches(loader, start) and not seeded and layout.loader_batches == 1:
-            yield from self._walk(loader)
-            return
+            return self._walk(loader)
         like, shares = shared_copy(loader, seeded)
         stays = loader.persistent_workers and vars(like).get("_iterator") is not None
         drawn = partial(base_seed, loader.generator) if stays else nothing  # starting workers draws it by itself
         queue = shares.begin(layout, self._processes, start, self._key, drawn)
-        for batch in self._walk(like):
+        return self._shared(self._walk(like), queue, layout)
+
+    def _shared(self, batches: Iterator[Any], queue: deque[Share], layout: Layout) -> Iterator[Any]:
+        """Batches with what is known of each."""
+        for batch in batches:
             share = queue.popleft()
             self._ids = share.ids
             self._share = share if self._processes is not None and layout is self.layout else None
@@ -170,16 +175,19 @@ class BatchPlan:
             ahead = list(islice(batches, 2))
             self._per_sample.look(ahead)
             batches = chain(ahead, batches)
-        for batch in batches:
-            if batch is None:
-                continue
-            if self._processes is not None and not self.layout.split_batches:
-                group = [batch, *islice(batches, self._processes.count - 1)]
-                sizes = [count_samples(b, self.marks(b)) for b in group]
-                index = self.layout.index if self.layout.index < len(group) else 0
-                self._share = Share(sum(sizes), sizes[index] if index == self.layout.index else 0)
-                batch = group[index]
-            yield batch
+        batches = filter(partial(is_not, None), batches)
+        if self._processes is None or self.layout.split_batches:
+            return batches
+        return self._mine(batches, self._processes.count)
+
+    def _mine(self, batches: Iterator[Any], processes: int) -> Iterator[Any]:
+        """One batch of each group of as many as there are processes."""
+        index = self.layout.index
+        while group := [*islice(batches, processes)]:
+            sizes = [count_samples(batch, self.marks(batch)) for batch in group]
+            own = index if index < len(group) else 0
+            self._share = Share(sum(sizes), sizes[own] if own == index else 0)
+            yield group[own]
 
     @property
     def _looks_ahead(self) -> bool:

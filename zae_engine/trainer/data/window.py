@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..nested_values import merge
 from ..processes.group import Processes
 
 Items = int | float | Tensor
@@ -63,6 +64,8 @@ class Window:
     ----------
     here : int
         Samples in this process's share.
+    is_whole : bool
+        Whether one micro-batch is all of it, as usual: then nothing has to be weighed, nor asked of other processes.
     items : list
         Items of its micro-batches: samples, or the ``"num_items"`` that the step returned; 0 before it did.
     values : dict
@@ -81,7 +84,8 @@ class Window:
     ) -> None:
         self.micros, self.samples = micros, samples
         self._counting = counting
-        self.here = sum(micro.samples for micro in micros)
+        self.is_whole = processes is None and len(micros) == 1
+        self.here = micros[0].samples if self.is_whole else sum(micro.samples for micro in micros)
         self.items: list[Items] = [0] * len(micros)
         self.values: dict[str, Any] = {}
         self.stepped = True
@@ -89,10 +93,10 @@ class Window:
         self._whole: Items | None = None
         self._counted = False
 
-    @property
-    def weights(self) -> list[Items]:
-        """Items of the micro-batches that are no stand-ins."""
-        return [self.items[m.number] for m in self.micros if m.samples or not self.samples]
+    def merged(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the step returned for the micro-batches that are no stand-ins, as if one batch had returned it."""
+        weights = [self.items[m.number] for m in self.micros if m.samples or not self.samples]
+        return merge(results, weights) if results else {}
 
     def share(self, items: Items | None, micro: Micro) -> Items | None:
         """Note a micro-batch's items (None: its samples), and return its weight, None for 1.
@@ -103,7 +107,7 @@ class Window:
         difference.
         """
         self._counted, samples = self._counted or items is not None, micro.samples
-        if self._processes is None and len(self.micros) == 1:  # the usual batch needs no more
+        if self.is_whole:
             self.items[0] = samples if items is None else items
             return None
         if (

@@ -18,7 +18,7 @@ from .session import Session
 
 def between_steps(session: Session, bar: SilentBar, **kwargs: Any) -> bool:
     """Validate and save if it is due; return whether the run ends here."""
-    opened, call, step = session.opened, session.call, session.recorder.counters.get_step() - 1
+    opened, call, step = session.opened, session.call, session.recorder.counters.step - 1
     assert opened is not None  # there is a step in an epoch only
     session.recorder.usage.samples += session.recorder.samples
     called = call.wish is not None or session.called is not None

@@ -15,7 +15,7 @@ from ..data.random_streams import generators_kept
 from ..data.sample_ids import in_dataset_order
 from ..data.window import Window
 from ..interface import Face
-from ..nested_values import map_nest, place, snapshot, to_cpu
+from ..nested_values import map_nest, place, snapshots, to_cpu
 from ..processes.agreement import Agreement
 from ..records.epoch_log import Sums, pooled, with_metrics
 from ..records.gather import joined
@@ -68,7 +68,7 @@ class Evaluator:
             values = self._tested(trainer, window)
         if values is not None:
             refusals.check_test(values, "test_step")
-            window.values = {key: snapshot(value) for key, value in values.items()}
+            window.values = snapshots(values)
 
     def _tested(self, trainer: Face, window: Window) -> Any:
         """What `test_step` returned for this process's share; None when it has none.

@@ -50,16 +50,21 @@ class Measures:
         What each takes.
     device : torch.device
     processes : Processes
+
+    Attributes
+    ----------
+    metrics : dict of str to metric
+        The copies.
     """
 
     def __init__(
         self, metrics: dict[str, Any], routes: dict[str, Route], device: torch.device, processes: Processes
     ) -> None:
         self._routes = routes
-        self._metrics = {name: _on(copy.deepcopy(metric), device) for name, metric in metrics.items()}
+        self.metrics = {name: _on(copy.deepcopy(metric), device) for name, metric in metrics.items()}
         self._processes, self._updated, self._device = processes, False, device
         self._next: Measures | None = None
-        for name, metric in self._metrics.items():
+        for name, metric in self.metrics.items():
             if processes.count > 1 and not all(hasattr(member, "process_group") for member in _members(metric)):
                 raise TypeError(
                     f"metrics[{name!r}], a {type(metric).__name__}, does not synchronise over {processes.count}"
@@ -69,9 +74,9 @@ class Measures:
     def reset(self) -> None:
         """Begin an epoch."""
         if self._next is not None:
-            self._metrics, self._routes, self._next = self._next._metrics, self._next._routes, None
+            self.metrics, self._routes, self._next = self._next.metrics, self._next._routes, None
         self._updated = False
-        for metric in self._metrics.values():
+        for metric in self.metrics.values():
             metric.reset()
 
     def exchange(self, others: Measures) -> None:
@@ -80,13 +85,13 @@ class Measures:
 
     def state(self) -> dict[str, Any]:
         """What the metrics have seen in the running epoch, as plain values and tensors."""
-        members = {n: [_state_of(m) for m in _members(metric)] for n, metric in self._metrics.items()}
+        members = {n: [_state_of(m) for m in _members(metric)] for n, metric in self.metrics.items()}
         return {"updated": self._updated, "metrics": members}
 
     def restore(self, states: list[dict[str, Any]]) -> None:
         """Go on with what one process had seen, or with what several had."""
         self._updated = any(state["updated"] for state in states)
-        for name, metric in self._metrics.items():
+        for name, metric in self.metrics.items():
             for number, member in enumerate(_members(metric)):
                 seen = [s["metrics"][name][number] for s in states if s["updated"] and name in s["metrics"]]
                 if seen:
@@ -94,25 +99,25 @@ class Measures:
 
     def update(self, values: dict[str, Any], step: str) -> None:
         """Take what each needs of what a step returned."""
-        for name, metric in self._metrics.items():
+        for name, metric in self.metrics.items():
             self._routes[name].feed(metric, values, step)
             self._updated = True
 
     def compute(self) -> dict[str, Any]:
         """The epoch's value of each; a collection's under ``name_key``."""
-        if not self._metrics:
+        if not self.metrics:
             return {}
         # Lists of nothing cannot be gathered: processes that had no share of a small set get the others' values.
         having = sum(self._processes.gather(self._updated))  # the first ones, since they get the larger shares
         if having < self._processes.count:
             group = self._processes.leading(having)
-            for member in (m for metric in self._metrics.values() for m in _members(metric)):
+            for member in (m for metric in self.metrics.values() for m in _members(metric)):
                 member.process_group = group if self._processes.index < having else None
         return self._processes.from_first(self._computed() if self._processes.index < having else {})
 
     def _computed(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for name, metric in self._metrics.items():
+        for name, metric in self.metrics.items():
             value = metric.compute()
             found |= {f"{name}_{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
             for member in _members(metric):

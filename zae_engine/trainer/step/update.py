@@ -190,6 +190,7 @@ class DelegatedUpdate:
         self._exchanges = (accelerator.num_processes > 1 or self._engine) and shards is None
         # FSDP2's modules, for which Accelerate's no_sync does nothing when it did not make them itself.
         self._fully_sharded: list[Any] = [m for m in prepared.modules() if hasattr(m, "set_requires_gradient_sync")]
+        self._clears_plainly = False
         self._find_parameters()
 
     def _find_parameters(self) -> None:
@@ -197,14 +198,20 @@ class DelegatedUpdate:
         held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         own = [p for p in self.prepared.parameters() if held.pop(id(p), None) is not None]
         self.parameters = [*own, *held.values()]  # in the model's order, as one clips by hand
+        self._groups = [group["params"] for group in self.optimizer.param_groups]
+        self._sizes = [*map(len, self._groups)]
 
     def zero_grad(self) -> None:
-        if sum(len(group["params"]) for group in self.optimizer.param_groups) != len(self.parameters):
-            self._find_parameters()  # some were added in the middle of the run
-        self._clear()
-
-    def _clear(self) -> None:
-        self.optimizer.zero_grad()
+        """Forget the gradients of what the optimizer steps; some parameters may have been added in the middle."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self._groups) or [*map(len, self._groups)] != self._sizes:
+            self._find_parameters()
+        if not self._clears_plainly:
+            self.optimizer.zero_grad()
+            return
+        # What torch's zero_grad comes to, without its profiler's record, which takes longer than the rest of it.
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def micros(self, window: Window) -> Iterable[Micro]:
         """The window's micro-batches, each to be followed by its backward; the processes meet at the last one only."""
@@ -249,9 +256,9 @@ class DelegatedUpdate:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def clip(self) -> Tensor | None:
-        """Clip the gradients; return their norm before that, or None when there is nothing to clip to."""
-        return _whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm)) if self.max_norm else None
+    def clip(self) -> Any:
+        """Clip the gradients to `max_norm`; return their norm before that."""
+        return _whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm))
 
     def step(self) -> bool:
         """Step; return whether the optimizer did (fp16 leaves out a step whose gradients overflowed)."""
@@ -265,20 +272,13 @@ class DirectUpdate(DelegatedUpdate):
     def __init__(self, accelerator: Accelerator, prepared: nn.Module, optimizer: Optimizer, *options: Any) -> None:
         super().__init__(accelerator, prepared, optimizer, *options)
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
-        self._plain_clear = type(self.optimizer).zero_grad is Optimizer.zero_grad
-
-    def _clear(self) -> None:
-        if not self._plain_clear:
-            return self.optimizer.zero_grad()
-        # What torch's zero_grad comes to, without its profiler's record, which takes longer than the rest of it.
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._clears_plainly = type(self.optimizer).zero_grad is Optimizer.zero_grad
 
     def backward(self, loss: Tensor, share: Items | None) -> None:
         (loss if share is None else _weighted(loss, share)).backward()  # type: ignore[no-untyped-call]
 
-    def clip(self) -> Tensor | None:
-        return _whole(nn.utils.clip_grad_norm_(self.parameters, self.max_norm)) if self.max_norm else None
+    def clip(self) -> Any:
+        return _whole(nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
 
     def step(self) -> bool:
         self.optimizer.step()

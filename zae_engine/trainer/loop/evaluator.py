@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class Evaluator:
         self._place, self._recorder = placement, recorder
         self._ambiguous: frozenset[str] = frozenset()  # names that two metrics of named sets would have
         self.watch = Agreement(placement.processes, 0)
+        self._unproven = True  # whether no batch of the present walk has shown what the step returns
 
     def plan(self, trainer: Face, loader: Any, epoch: int = 0) -> BatchPlan:
         """How this process walks over a loader that is evaluated."""
@@ -56,18 +57,22 @@ class Evaluator:
     @contextmanager
     def surroundings(self, trainer: Face, epoch: int) -> Iterator[None]:
         """Around a walk over a loader: evaluate inside."""
-        self.watch = Agreement(self._place.processes, 0)
+        self.watch, self._unproven = Agreement(self._place.processes, 0), True
         self._place.processes.same_buffers(trainer.model)  # one model is evaluated, and kept if it is the best
         with evaluation(trainer.model, self._place.device, trainer.seed, epoch):
             yield
 
     def evaluate(self, trainer: Face, window: Window) -> None:
         """Fill in the window's values; nothing of a stand-in."""
-        single = torch.is_grad_enabled()  # within an epoch, `evaluation` is around it already
-        with evaluation(trainer.model, self._place.device, trainer.seed, 0) if single else nullcontext():
+        if torch.is_grad_enabled():  # by itself: within an epoch, `evaluation` is around it already
+            self._unproven = True
+            with evaluation(trainer.model, self._place.device, trainer.seed, 0):
+                values = self._tested(trainer, window)
+        else:
             values = self._tested(trainer, window)
         if values is not None:
-            refusals.check_test(values, "test_step")
+            refusals.check_test(values, "test_step", self._unproven)
+            self._unproven = False
             window.values = snapshots(values)
 
     def _tested(self, trainer: Face, window: Window) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -53,12 +54,15 @@ def _call(step: Step, batch: Any) -> dict[str, Any]:
     return step(batch)
 
 
+_plainly: Callable[[Step, Any], dict[str, Any]] = getattr(operator, "call", _call)  # which Python 3.10 does not have
+
+
 def forward_of(prepared: nn.Module) -> Callable[[Step, Any], dict[str, Any]]:
     """How to run a step in the prepared module; a plain call when Accelerate put nothing around it."""
     if isinstance(prepared, DistributedDataParallel):
         held = [(n, p) for n, p in prepared.module.named_parameters() if p.requires_grad]
         return partial(_in_parallel, prepared, held)
-    return _call if type(prepared) is StepModule and "forward" not in vars(prepared) else prepared
+    return _plainly if type(prepared) is StepModule and "forward" not in vars(prepared) else prepared
 
 
 def _in_parallel(prepared: nn.Module, held: list[tuple[str, nn.Parameter]], step: Step, batch: Any) -> dict[str, Any]:

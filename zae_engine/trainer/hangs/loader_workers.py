@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # comes with Accelerate
 import torch.multiprocessing
 
 from .code_lines import is_library, is_ours, line_of
@@ -38,6 +38,7 @@ def _stacks() -> int | None:
 
 def let_tell() -> None:
     """Let workers that are forked later tell where they stand, when they are asked."""
+    import_module("psutil")  # now: whoever asks does so while something hangs, which may be an import
     with suppress(OSError, RuntimeError):
         _stacks()
 
@@ -106,6 +107,8 @@ def _problem(worker: Any) -> str:
     if not worker.is_alive():
         code = worker.exitcode or 0
         return f"has ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+    import psutil  # type: ignore[import-untyped]  # comes with Accelerate
+
     with suppress(psutil.Error):
         process = psutil.Process(worker.pid)
         if process.status() == psutil.STATUS_STOPPED:

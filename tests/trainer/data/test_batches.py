@@ -1,6 +1,7 @@
 """Every form of batch and every kind of loader."""
 
 from collections import defaultdict, namedtuple
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import (
 )
 
 from tests.helpers import PlainTrainer, assert_equal, data, largest_difference, loader, make, mlp, sgd, weights
+from zae_engine.trainer.data.plan import BatchPlan
 
 Pair = namedtuple("Pair", ["x", "y"])
 
@@ -255,3 +257,26 @@ def test_a_schedule_that_a_longer_loader_outlasts_is_refused_as_soon_as_that_sho
     with pytest.raises(ValueError, match=message):
         trainer.run(3, MORE["stream"]())
     assert len(trainer.get_loss_history()) == done
+
+
+class Ends(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        if i == 20:
+            raise StopIteration
+        return data(40)[i]
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_a_loader_s_batches_are_its_own_with_a_profiler_and_without(profiled):
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) if profiled else nullcontext() as found
+    ):
+        whole, ended = [list(BatchPlan(DataLoader(each, batch_size=8))) for each in (data(40), Ends())]
+    wanted = list(DataLoader(data(40), batch_size=8))
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(whole, wanted, strict=True))
+    assert len(ended) == 2  # a dataset may end its loader, which torch's own iterator allows, too
+    names = {event.key for event in found.key_averages()} if found else set()
+    assert any(name.startswith("enumerate(DataLoader)") for name in names) is profiled

@@ -11,7 +11,8 @@ from operator import is_not
 from typing import Any
 from weakref import WeakMethod
 
-from torch.utils.data import DataLoader, IterableDataset
+import torch
+from torch.utils.data import DataLoader, IterableDataset, dataloader
 
 from ..hangs.waits import Waits
 from ..nested_values import fingerprint
@@ -22,9 +23,9 @@ from .layout import Layout, Share, Start, ids_hash, nothing
 from .random_streams import OwnStreams, base_seed, draw_seed
 from .sample_ids import agree_on_generators, is_known, length_of, shared_copy, with_stream_seeds
 from .seeded_samples import SeededStream, draws_nothing
-from .window import Counting, Micro, Window
+from .window import Counting, Micro, WholeWindow, Window
 
-_ALONE = Layout()
+_ALONE, _NO_BATCH = Layout(), object()
 _NOBODY = Waits(None, 0, 1, str)  # of whom a plan knows that has no processes
 
 
@@ -135,12 +136,12 @@ class BatchPlan:
         start = start or self.start
         seeded = self._seeded and not draws_nothing(loader.dataset)
         if not self._watches(loader, start) and not seeded and layout.loader_batches == 1:
-            return self._walk(loader)
+            return _directly(self._walk(loader))
         like, shares = shared_copy(loader, seeded)
         stays = loader.persistent_workers and vars(like).get("_iterator") is not None
         drawn = partial(base_seed, loader.generator) if stays else nothing  # starting workers draws it by itself
         queue = shares.begin(layout, self._processes, start, self._key, drawn)
-        return self._shared(self._walk(like), queue, layout)
+        return self._shared(_directly(self._walk(like)), queue, layout)
 
     def _shared(self, batches: Iterator[Any], queue: deque[Share], layout: Layout) -> Iterator[Any]:
         """Batches with what is known of each."""
@@ -200,11 +201,11 @@ class BatchPlan:
         layout, share = self.layout, self._share
         if self._keeps_whole:  # the usual batch
             samples = count_samples(batch) if self._sizes is None else self._sizes.count(batch, self.position - 1)
-            return Window([Micro(batch, samples)], samples)
+            return WholeWindow(batch, samples)
         marks, parts = self.marks(batch), layout.micro_batches
         if layout.alone:
             pieces = cut(batch, parts, marks=marks)
-            return Window([Micro(*piece, i) for i, piece in enumerate(pieces)], sum(size for _, size in pieces))
+            return Window([Micro(*piece, i) for i, piece in enumerate(pieces)], sum([size for _, size in pieces]))
         if share is None:
             samples = count_samples(batch, marks)
             start, stop = layout.mine(samples)
@@ -275,6 +276,19 @@ def _micros(batch: Any, sizes: list[int], why: str, marks: Marks | None) -> list
         pieces = [piece for piece, _ in cut(batch, len(real), why, marks)]
     rest = deque(pieces)
     return [Micro(rest.popleft() if size and rest else pieces[0], size, i) for i, size in enumerate(sizes)]
+
+
+def _directly(batches: Any) -> Iterator[Any]:
+    """The batches of a loader without workers, as torch's own iterator makes them.
+
+    What it does around that is a record for a profiler, which takes longer than the rest of it; it is left out unless
+    one is at work as the walk begins.
+    """
+    profiled = getattr(torch.autograd, "_profiler_enabled", lambda: True)()
+    if profiled or type(batches) is not getattr(dataloader, "_SingleProcessDataLoaderIter", None):
+        plain: Iterator[Any] = batches
+        return plain
+    return iter(batches._next_data, _NO_BATCH)
 
 
 def _stand_in(first: Any, index: int) -> Any:

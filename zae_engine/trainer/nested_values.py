@@ -158,8 +158,10 @@ def snapshots(values: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for key, value in values.items():
         # The usual value, a loss that was just computed, without a call.
-        fresh = type(value) is Tensor and value.grad_fn is not None and not value._is_view()
-        found[key] = value.detach() if fresh else snapshot(value)
+        if type(value) is Tensor and value.grad_fn is not None and not value._is_view():
+            found[key] = value.detach()
+        else:
+            found[key] = snapshot(value)
     return found
 
 
@@ -190,9 +192,9 @@ def _merge_key(key: str, values: list[Any], weights: list[Any]) -> Any:
         return sum(values)
     if key == "loss":
         values = [v.reshape(()) if isinstance(v, Tensor) else v for v in values]
-    if len(values) == len(weights) and all(is_scalar(v) for v in values):
+    if len(values) == len(weights) and all(map(is_scalar, values)):
         total = sum(weights)
-        weighted = sum(v * w for v, w in zip(values, weights, strict=True))
+        weighted = sum([v * w for v, w in zip(values, weights, strict=True)])
         plain = sum(values) / len(values)  # of parts without any item, which count for nothing
         if isinstance(total, Tensor):
             return torch.where(total == 0, plain, weighted / total)

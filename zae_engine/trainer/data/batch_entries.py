@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from functools import reduce
 from itertools import cycle, islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,8 +20,10 @@ from .cut import (
     Path,
     child_of,
     count_samples,
+    entry_at,
     in_words,
     keys_of,
+    length_of_all,
     marks_of,
     names_samples,
     raw_samples,
@@ -138,7 +139,7 @@ class Sizes:
             if self._marks is None:
                 total = self._size if self._size in _every_length(batch) else count_samples(batch)
                 self._marks = marks_of(batch, total)
-            entries = [_at(batch, path) for path, cuts in self._marks.items() if cuts]
+            entries = [entry_at(batch, path) for path, cuts in self._marks.items() if cuts]
             lengths = dict.fromkeys(len(entry) for entry in entries if entry is not None)
             # What is as long as a whole batch, while others are not, is no part of the samples.
             return next((n for n in lengths if n != self._size), count_samples(batch, self._marks))
@@ -159,10 +160,12 @@ class Lengths:
 
     def count(self, batch: Any, number: int) -> int:
         """Those of a batch; its number tells nothing."""
+        if self._marks is None and self._first is not None and (length := length_of_all(batch)) is not None:
+            return length
         if self._marks is None and _of_several_lengths(batch):
             self._marks = _of_all(self._batches) or self._moved(batch) or marks_of(batch, _usual_length(batch))
-        if self._marks is None and self._first is None:
-            self._first = _lengths(batch)
+        if self._marks is None:
+            self._first = self._first or _lengths(batch)
         return count_samples(batch, self._marks)
 
     def _moved(self, batch: Any) -> Marks | None:
@@ -302,14 +305,7 @@ def _together(nests: Sequence[Any], path: Path, why: str) -> Iterator[tuple[Path
 def _lengths(batch: Any) -> dict[Path, int]:
     """How long each tensor is, by its place; those in lists of samples left out."""
     marked = marks_of(batch, count_samples(batch))
-    return {path: entry.size(0) for path in marked if isinstance(entry := _at(batch, path), Tensor)}
-
-
-def _at(batch: Any, path: Path) -> Any:
-    try:
-        return reduce(child_of, path, batch)
-    except (LookupError, AttributeError):
-        return None
+    return {path: entry.size(0) for path in marked if isinstance(entry := entry_at(batch, path), Tensor)}
 
 
 def _of_all(batches: Iterable[Any]) -> Marks | None:
@@ -357,7 +353,7 @@ class _Weights:
 
     def __init__(self, batch: Any, marks: Marks) -> None:
         self.batch = batch  # itself, until the next one comes: a number of it may be given to that one
-        entries = {path: _at(batch, path) for path, cuts in marks.items() if cuts}
+        entries = {path: entry_at(batch, path) for path, cuts in marks.items() if cuts}
         self.same = {p: fingerprint(entry) for p, entry in entries.items() if _may_be_weights(entry)}
         others = entries.keys() - self.same.keys() if self.same else ()
         self._others = {path: fingerprint(entries[path]) for path in others}
@@ -366,9 +362,9 @@ class _Weights:
     def see(self, batch: Any) -> None:
         """Keep what is the same in this batch, too."""
         count = len(self.same)
-        self.same = {path: own for path, own in self.same.items() if fingerprint(_at(batch, path)) == own}
+        self.same = {path: own for path, own in self.same.items() if fingerprint(entry_at(batch, path)) == own}
         self._differ |= len(self.same) < count
-        self._differ |= any(fingerprint(_at(batch, path)) != own for path, own in self._others.items())
+        self._differ |= any(fingerprint(entry_at(batch, path)) != own for path, own in self._others.items())
 
     def refuse(self, why: str) -> None:
         """Refuse an entry that has been the same in all batches that were seen, while others differ."""

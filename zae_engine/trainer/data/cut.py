@@ -28,10 +28,12 @@ def count_samples(nest: Any, marks: Mapping[Path, bool] | None = None) -> int:
     of the first tensor that has a first dimension; of the lists, in a batch of `sample_lists`; without either, the
     length of the first list, tuple or object that has one; else 1.
     """
+    first = nest[0] if type(nest) in (tuple, list) and nest else nest  # the usual batch is found at once
+    if isinstance(first, Tensor) and first.ndim and (not marks or (first is not nest and marks.get((0,)))):
+        return first.size(0)
     for path in marks or ():
         if marks and marks[path] and (length := _length_at(nest, path)) is not None:
             return length
-    first = nest[0] if type(nest) in (tuple, list) and nest else nest  # the usual batch is found at once
     if isinstance(first, Tensor) and first.ndim:
         return first.size(0)
     if raw_samples(nest):
@@ -47,13 +49,27 @@ def count_samples(nest: Any, marks: Mapping[Path, bool] | None = None) -> int:
     return 1
 
 
-def _length_at(nest: Any, path: Path) -> int | None:
-    """How long the entry at a place is; None when this batch has none."""
+def length_of_all(nest: Any) -> int | None:
+    """The length that all of a batch's entries have, of the usual one: a few tensors in a tuple or a list."""
+    found = None
+    for entry in nest if type(nest) in (tuple, list) else ():
+        if type(entry) is not Tensor or not entry.ndim or (found is not None and found != entry.size(0)):
+            return None
+        found = entry.size(0)
+    return found
+
+
+def entry_at(batch: Any, path: Path) -> Any:
+    """The entry at a place; None when this batch has none."""
     try:
-        entry = reduce(child_of, path, nest)
+        return reduce(child_of, path, batch)
     except (LookupError, AttributeError):
         return None
-    return entry.size(0) if isinstance(entry, Tensor) else len(entry)
+
+
+def _length_at(batch: Any, path: Path) -> int | None:
+    entry = entry_at(batch, path)
+    return entry if entry is None else entry.size(0) if isinstance(entry, Tensor) else len(entry)
 
 
 def raw_samples(nest: Any) -> bool:
@@ -115,14 +131,20 @@ def cut(nest: Any, parts: int, why: str = "", marks: Marks | None = None) -> lis
     CutError
         When the batch holds nothing that can be cut, or something of which that cannot be told.
     """
-    edges = even_edges(count_samples(nest, marks), parts)
-    spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
-    return slices(nest, spans or [(0, 0)], why or f"gradient_accumulation_steps={parts}", marks)
-
-
-def slices(nest: Any, spans: Sequence[tuple[int, int]], why: str, marks: Marks | None = None) -> list[tuple[Any, int]]:
-    """Cut the samples from ``start`` to ``stop`` out of a batch, for each of `spans`; see `cut`."""
     total = count_samples(nest, marks)
+    edges = even_edges(total, parts)
+    spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
+    return slices(nest, spans or [(0, 0)], why or f"gradient_accumulation_steps={parts}", marks, total)
+
+
+def slices(
+    nest: Any, spans: Sequence[tuple[int, int]], why: str, marks: Marks | None = None, total: int | None = None
+) -> list[tuple[Any, int]]:
+    """Cut the samples from ``start`` to ``stop`` out of a batch of `total`, for each of `spans`; see `cut`."""
+    total = count_samples(nest, marks) if total is None else total
+    if marks and _is_plain(nest, marks, total):
+        form = type(nest)
+        return [(form([entry[start:stop] for entry in nest]), stop - start) for start, stop in spans]
     if not any(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves(nest)):
         raise CutError(
             f"{why} needs batches that can be cut along their first dimension; this batch, a"
@@ -135,6 +157,18 @@ def slices(nest: Any, spans: Sequence[tuple[int, int]], why: str, marks: Marks |
             " along its first dimension. Let the loader yield tensors (or lists) of one length, or leave it out"
         )
     return [(_piece(nest, (), known, total, span, why), span[1] - span[0]) for span in spans]
+
+
+def _is_plain(nest: Any, marks: Marks, total: int) -> bool:
+    """Whether a batch is the usual one: a few tensors with a row a sample, each of them marked so."""
+    if type(nest) not in (tuple, list) or len(marks) != len(nest):
+        return False
+    for place, entry in enumerate(nest):
+        if type(entry) is not Tensor or not entry.ndim or entry.size(0) != total or not marks.get((place,)):
+            return False
+        if entry.layout != torch.strided or entry.is_nested:
+            return False
+    return True
 
 
 def keys_of(nest: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,12 +34,12 @@ class Layout:
     shards: int | None = None
     split_batches: bool = True
 
-    @property
+    @cached_property
     def alone(self) -> bool:
         """Whether a batch is taken as the loader gives it."""
         return self.processes == 1 and self.shards is None
 
-    @property
+    @cached_property
     def cuts(self) -> bool:
         """Whether a process's share is cut into pieces."""
         return self.micro_batches > 1 or self.shards is not None

@@ -64,8 +64,6 @@ class Window:
     ----------
     here : int
         Samples in this process's share.
-    is_whole : bool
-        Whether one micro-batch is all of it, as usual: then nothing has to be weighed, nor asked of other processes.
     items : list
         Items of its micro-batches: samples, or the ``"num_items"`` that the step returned; 0 before it did.
     values : dict
@@ -73,6 +71,8 @@ class Window:
     stepped : bool
         Whether the optimizer stepped; fp16 leaves out a step whose gradients overflowed.
     """
+
+    is_whole = False  # whether one micro-batch is all of it, so that nothing is weighed, nor asked of other processes
 
     def __init__(
         self,
@@ -82,10 +82,8 @@ class Window:
         shards: bool = False,
         counting: Counting | None = None,
     ) -> None:
-        self.micros, self.samples = micros, samples
-        self._counting = counting
-        self.is_whole = processes is None and len(micros) == 1
-        self.here = micros[0].samples if self.is_whole else sum(micro.samples for micro in micros)
+        self.micros, self.samples, self._counting = micros, samples, counting
+        self.here = sum([micro.samples for micro in micros])
         self.items: list[Items] = [0] * len(micros)
         self.values: dict[str, Any] = {}
         self.stepped = True
@@ -107,7 +105,7 @@ class Window:
         difference.
         """
         self._counted, samples = self._counted or items is not None, micro.samples
-        if self.is_whole:
+        if self._processes is None and len(self.micros) == 1:
             self.items[0] = samples if items is None else items
             return None
         if (
@@ -159,6 +157,28 @@ class Window:
             return self._processes.sum([sum(map(_wide, self.items))])[0]
         # Every shard's items in one order, so that the sum is the same to the bit for any number of processes.
         return self._processes.stack(self._processes.numbers(self.items)).sum()
+
+
+class WholeWindow(Window):
+    """A batch in one piece, which one process has alone: the usual one."""
+
+    is_whole = True
+
+    def __init__(self, batch: Any, samples: int) -> None:
+        self.micros, self.samples, self.here = [Micro(batch, samples)], samples, samples
+        self.values, self.stepped = {}, True
+
+    def merged(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the step returned."""
+        return results[0]
+
+    def share(self, items: Items | None, micro: Micro) -> Items | None:
+        """All of it."""
+        return None
+
+    def correction(self) -> Items | None:
+        """Nothing was estimated."""
+        return None
 
 
 def _wide(items: Items) -> Items:

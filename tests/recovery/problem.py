@@ -207,8 +207,8 @@ def found(trainer: Trainer) -> dict:
         "best": {k: _whole(v) for k, v in (trainer.weight_buffer["weight"] or [{}])[-1].items()},
         "best_epoch": list(trainer.weight_buffer["epoch"]),
         "rows": [{k: v for k, v in row.items() if k not in ("seconds", "saving")} for row in trainer.history.rows],
-        "losses": trainer.log_train.losses.tolist(),
-        "tested": trainer.log_test.losses.tolist(),
+        "losses": trainer.log_train.losses.values.tolist(),
+        "tested": trainer.log_test.losses.values.tolist(),
         "rate": trainer.optimizer.param_groups[0]["lr"],
         "position": [trainer.progress_checker.get_epoch(), trainer.progress_checker.get_step()],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -19,7 +19,9 @@ from .records.epoch_log import EpochLog
 from .records.history import History
 from .records.recorder import Recorder
 from .step.placement import Placement
-from .verify.step import Verification, verify
+
+if TYPE_CHECKING:
+    from .verify.step import Verification
 
 Path = str | PathLike[str]
 
@@ -82,6 +84,8 @@ class Methods(Face):
         log = recorder.log_train if self.mode == "train" else recorder.log_test
         log.add(step_dict, step_dict.get("num_items", 1), recorder.counters.step)
 
+    logging.only_logs = True  # type: ignore[attr-defined]  # an override may keep what it gets
+
     def log(self, values: Mapping[str, Any] | str, value: Any = None, **options: Any) -> None:
         """Give values of your own to every logger, from any method, and between two calls of `run`.
 
@@ -126,11 +130,11 @@ class Methods(Face):
                 metrics.clear()
 
     def get_loss_history(self, mode: str = "train") -> list[float]:
-        """The loss of every step so far, in mode 'train' or 'test'."""
+        """The loss of every step so far, in mode 'train' or 'test'; of more than two million the last ones."""
         refusals.check_choice("mode", mode, refusals.MODES)
         log = self._recorder.of(mode)[0]
         log.drain()
-        return log.losses.tolist()
+        return log.losses.values.tolist()
 
     def print_log(self, cur_batch: int, num_batch: Any) -> dict[str, str]:
         """What the bar shows: position, learning rate and the epoch's means so far."""
@@ -272,4 +276,6 @@ class Methods(Face):
         --------
         >>> assert trainer.verify(loader), trainer.verify(loader).cause
         """
+        from .verify.step import verify
+
         return verify(self, self._place.modes, {"_recorder": self._recorder.unheard()}, loader, steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from torch import nn
@@ -298,11 +299,11 @@ class Trainer(Methods):
                 over = training and owes(session, bar, **kwargs)
                 for batch in () if over else recorder.usage.waiting(plan) if training else plan:
                     self.run_batch(batch, **kwargs)
-                    bar.advance(recorder.samples)
+                    bar.advance(recorder.samples, now := perf_counter())
                     if not training:
                         if session.can_leave:
                             session.called_away(bar.done)
-                    elif between_steps(session, bar, **kwargs):
+                    elif between_steps(session, bar, now, **kwargs):
                         break
             recorder.batches, recorder.speed = bar.done, bar.speed
             if training:

@@ -241,7 +241,7 @@ def test_what_was_tested_when_the_signal_came_is_not_tested_again(tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path / "one", called=True)
     one, other = run(tmp_path / "one"), run(tmp_path / "other")
-    assert one.log_test.losses == other.log_test.losses
+    assert one.log_test.losses.values == other.log_test.losses.values
     assert first_difference(outcome(one), outcome(other)) is None
 
 

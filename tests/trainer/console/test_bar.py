@@ -28,7 +28,7 @@ def drawn(bar, total, batches=4, samples=8):
     with bar.open("Epoch 1/2", total, describe):
         for _ in range(batches):
             bar.due = time.perf_counter()
-            bar.advance(samples)
+            bar.advance(samples, time.perf_counter())
     return bar.stream.getvalue()
 
 
@@ -74,18 +74,18 @@ def test_the_time_left_is_that_of_the_batches_to_come():
     bar = LineBar(io.StringIO()).open("Epoch 1", 10, describe)
     bar.began -= 3600.0  # as if the first batch had taken an hour
     bar.due = time.perf_counter()
-    bar.advance(1)
+    bar.advance(1, time.perf_counter())
     assert "1/10 (10%)  ETA 9:00:0" in bar.stream.getvalue()
 
 
 def test_a_line_is_written_only_when_it_is_due():
     bar = LineBar(io.StringIO()).open("Epoch 1", 100, describe)
     for _ in range(50):
-        bar.advance(1)
+        bar.advance(1, time.perf_counter())
     assert bar.stream.getvalue() == ""
     bar.due = time.perf_counter()
-    bar.advance(1)
-    bar.advance(1)
+    bar.advance(1, time.perf_counter())
+    bar.advance(1, time.perf_counter())
     assert len(bar.stream.getvalue().splitlines()) == 1
 
 
@@ -100,8 +100,8 @@ def test_the_next_epoch_counts_anew():
 def test_the_speed_is_in_samples():
     bar = SilentBar(io.StringIO()).open("Epoch 1", 2, describe)
     bar.began -= 10.0
-    bar.advance(500)
-    bar.advance(500)
+    bar.advance(500, time.perf_counter())
+    bar.advance(500, time.perf_counter())
     assert bar.speed == pytest.approx(100.0, rel=0.2)
 
 
@@ -174,7 +174,7 @@ bar = make_bar(True).open("Epoch 1/1", 3, lambda batch, batches: {"Batch": "", "
 with bar:
     for _ in range(3):
         bar.due = time.perf_counter()
-        bar.advance(4)
+        bar.advance(4, time.perf_counter())
 bar.write(type(bar).__name__)
 """
 

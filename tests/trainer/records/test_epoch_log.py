@@ -8,9 +8,14 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import MLPTrainer, PlainTrainer, data, loader, make, weights
+from tests.trainer.records.far import Far
+from zae_engine.logs.history_file import read_history
+from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer.journal import journal
+from zae_engine.trainer.records import epoch_log, losses
+from zae_engine.trainer.records.gather import log_state, mean_series, restore_log
 
 
 def test_means_are_weighted_by_samples():
@@ -78,35 +83,35 @@ def test_grad_norm_is_the_norm_before_clipping():
     assert trainer.log_train["grad_norm"] == []
 
 
-class Reads(TorchDispatchMode):
-    """Counts what would wait for a device: numbers read, copies to the host, values stacked to be read."""
+class FarAway(PlainTrainer):
+    """Returns values that lie on an accelerator."""
 
-    def __init__(self):
-        super().__init__()
-        self.counted = []
+    def train_step(self, batch):
+        loss = super().train_step(batch)["loss"]
+        return {"loss": loss, "far": Far(loss.detach())}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.__name__.split(".")[0] in ("_local_scalar_dense", "_to_copy", "stack"):
-            self.counted.append(function.__name__)
-        return function(*args, **kwargs or {})
+    def test_step(self, batch):
+        loss = super().test_step(batch)["loss"]
+        return {"loss": Far(loss), "far": Far(loss), "num_items": Far(torch.tensor(len(batch[0])))}
+
+    def run_batch(self, batch, **kwargs):
+        before = len(Far.reads)
+        super().run_batch(batch, **kwargs)
+        self.in_steps += Far.reads[before:]
 
 
-def test_a_step_that_shows_nothing_reads_nothing():
-    class Counted(MLPTrainer):
-        def run_batch(self, batch, **kwargs):
-            with Reads() as reads:
-                super().run_batch(batch, **kwargs)
-            counts.extend(reads.counted)
-
-    counts: list[str] = []
-    trainer = make(Counted)  # clipping would stack the norms on the device
-    trainer.run(2, loader(), loader(20))
-    assert counts == []
-    with Reads() as reads:
-        trainer.log_train.means()
-        trainer.run_batch(next(iter(loader())))
-        trainer.log_train.means()
-    assert reads.counted  # the counter does see a read
+def test_a_step_reads_nothing_from_a_device():
+    Far.reads.clear()
+    trainer = make(FarAway)
+    trainer.in_steps = []
+    history = trainer.run(2, loader(), loader(20))
+    assert trainer.in_steps == []
+    assert len(Far.reads) <= 6  # one for each walk, not for each batch
+    assert history[-1]["train_far"] == history[-1]["train_loss"]
+    assert history[-1]["test_far"] == history[-1]["test_loss"]
+    assert all(type(value) is torch.Tensor and value.dtype == torch.float32 for value in trainer.log_train["far"])
+    losses = torch.stack(trainer.log_train["loss"])
+    assert torch.equal(torch.stack(trainer.log_train["far"]), losses)
 
 
 def test_means_do_not_depend_on_when_they_are_read():
@@ -308,3 +313,91 @@ def test_names_that_would_mean_two_things_are_kept_apart(monitor):
         key = f"test_{name}:loss" if name != "a" else "test_a_loss"
         assert row[key] == alone.history[-1]["test_loss"]
     assert trainer.loss_buffer == row[f"test_{monitor}"]
+
+
+# ---------------------------------------------------------------------- long epochs
+
+
+class Alone:
+    first = True
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Keeps little, as if an epoch of some hundred steps were a long one."""
+    monkeypatch.setattr(epoch_log, "KEPT", 64)
+    monkeypatch.setattr(epoch_log, "_ROWS", 16)
+    monkeypatch.setattr(losses, "MOST", 100)
+
+
+def steps(count, log=None, every=1):
+    log = epoch_log.EpochLog() if log is None else log
+    for step in range(1, count + 1):
+        values = {"loss": torch.tensor(step / 7), "num_items": step % 5 + 1}
+        if step % every == 0:
+            values["some"] = step
+        log.add(values, values["num_items"], step)
+    return log
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_long_epoch_keeps_its_last_values_and_the_means_of_all(short, every):
+    log = steps(1000, every=every)
+    wanted = [(torch.tensor(step / 7).item(), step % 5 + 1) for step in range(1, 1001)]
+    total = weights = 0.0
+    for value, weight in wanted:
+        total += value * weight
+        weights += weight
+    assert log.sums()["loss"] == (total, weights)
+    kept = [value.item() for value in log["loss"]]
+    assert 64 <= len(kept) <= 2 * 64 + 16
+    assert kept == [value for value, _ in wanted][-len(kept) :]
+    assert log["num_items"] == [weight for _, weight in wanted][-len(log["num_items"]) :]
+    some = [step for step in range(1, 1001) if step % every == 0]
+    assert log["some"] == some[-len(log["some"]) :]
+    assert log.means()["some"] == pytest.approx(
+        sum(s * (s % 5 + 1) for s in some) / sum(s % 5 + 1 for s in some), rel=1e-13
+    )
+    assert 100 <= len(log.losses.values) < 200
+    assert log.losses.count == 1000
+    assert log.losses.values.tolist() == [value for value, _ in wanted][-len(log.losses.values) :]
+
+
+def test_a_long_epoch_goes_on_from_a_checkpoint(short):
+    whole, first = steps(1000), steps(600)
+    state = log_state(first, Alone(), everything=True)
+    again = epoch_log.EpochLog()
+    again.losses = losses.Losses(first.losses.until(0), first.losses.before)
+    restore_log(again, [state], 600)
+    for step in range(601, 1001):
+        values = {"loss": torch.tensor(step / 7), "num_items": step % 5 + 1, "some": step}
+        again.add(values, values["num_items"], step)
+    assert again.sums() == whole.sums()
+    assert again["loss"][-64:] == whole["loss"][-64:]
+
+
+def test_long_epochs_of_two_processes_have_the_mean_of_both(short):
+    parts = [steps(500).parts(False)["scalars"]["loss"] for _ in range(2)]
+    both = mean_series(parts)
+    assert both.before[1] == 2 * parts[0].before[1] > 0
+    assert both.values == parts[0].values
+
+
+def test_an_evaluation_that_broke_off_leaves_no_losses(short):
+    log = steps(150)
+    count = log.losses.count
+    log.clear()
+    steps(30, log)
+    log.clear()
+    log.losses.take_back(count)
+    assert log.losses.count == 150
+    assert len(log.losses.until(100)) == 100
+
+
+def test_a_long_epoch_of_a_run_is_in_its_file_whole(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "_ROOM", 32)
+    trainer = make(PlainTrainer.add_on(StateManagerAddon), save_path=tmp_path, log_every="1ep")
+    trainer.run(1, loader(400, batch_size=1))
+    lines = [line for line in read_history(tmp_path) if line["kind"] == "step"]
+    assert [line["step"] for line in lines] == list(range(1, 401))
+    assert [line["loss"] for line in lines][-50:] == [value.item() for value in trainer.log_train["loss"]][-50:]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.records.far import Far
 from zae_engine.trainer.records.history import EpochLog, History, pooled
 
 
@@ -60,7 +61,7 @@ def test_means_do_not_depend_on_when_they_are_read():
             often.drain()
             assert len(often["acc"]) == step + 1
     assert once.means() == often.means()
-    assert once.losses == often.losses
+    assert once.losses.values == often.losses.values
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_numbers_of_several_kinds_are_averaged_together():
 def test_a_loss_of_one_element_is_averaged():
     log = filled(({"loss": torch.tensor([1.0])}, 1), ({"loss": torch.tensor([4.0])}, 2))
     assert log.means() == {"loss": 3.0}
-    assert log.losses.tolist() == [1.0, 4.0]
+    assert log.losses.values.tolist() == [1.0, 4.0]
 
 
 def test_other_values_are_kept_and_not_averaged():
@@ -157,14 +158,14 @@ def test_clear_forgets_values_but_not_losses():
     assert (dict(log), log.means()) == ({}, {})
     log.add({"loss": 3.0}, 1, 2)
     assert log.means() == {"loss": 3.0}
-    assert log.losses.tolist() == [1.0, 3.0]
+    assert log.losses.values.tolist() == [1.0, 3.0]
 
 
 def test_losses_that_nobody_read_survive_clear():
     log = filled(({"loss": 1.0}, 1), ({"loss": 2.0}, 1))
     log.clear()
     log.drain()
-    assert log.losses.tolist() == [1.0, 2.0]
+    assert log.losses.values.tolist() == [1.0, 2.0]
     assert log.means() == {}
 
 
@@ -204,12 +205,16 @@ def test_a_log_that_watches_reports_without_being_asked():
     watching, waiting = Listener(), Listener()
     logs = EpochLog(watching.note, watch=True), EpochLog(waiting.note)
     for log in logs:
-        log.add({"loss": math.nan}, 1, 1)
+        log.add({"loss": Far(torch.tensor(math.nan))}, 1, 1)
+        assert not watching.heard + waiting.heard
     time.sleep(1.05)
     for log in logs:
         log.add({"loss": 1.0}, 1, 2)
     assert watching.heard == [("loss", 1, "nan")]
     assert waiting.heard == []
+    assert math.isnan(logs[1].means()["loss"])
+    assert waiting.heard == [("loss", 1, "nan")]
+    assert len(logs[1]["loss"]) == 2
 
 
 def test_a_log_does_not_keep_its_listener():
@@ -223,11 +228,13 @@ def test_a_log_does_not_keep_its_listener():
 
 def test_a_log_is_copied_and_pickled_without_its_listener():
     listener = Listener()
-    log = filled(({"loss": 1.0}, 1), ({"loss": math.nan}, 1), noticed=listener.note)
+    log = filled(({"loss": 1.0}, 1), ({"loss": 2.0}, 1), noticed=listener.note)
     for twin in (copy.deepcopy(log), pickle.loads(pickle.dumps(log))):
+        twin.add({"loss": math.nan}, 1, 3)
         assert math.isnan(twin.means()["loss"])
-        assert twin["loss"][0] == 1.0
+        assert twin["loss"][:2] == [1.0, 2.0]
     assert listener.heard == []
+    assert log.means() == {"loss": 1.5}
 
 
 # ---------------------------------------------------------------------- pooled

@@ -216,13 +216,13 @@ def _generators(trainer: Face) -> list[torch.Generator]:
 def _fill(logs: list[EpochLog], others: list[EpochLog]) -> None:
     """Give logs the values of others; who listens, and how values are kept, stays."""
     for log, other in zip(logs, others, strict=True):
-        vars(log).update({name: value for name, value in vars(other).items() if name not in ("_noticed", "_parts")})
+        vars(log).update({name: value for name, value in vars(other).items() if name != "_noticed"})
 
 
 def _portable(log: EpochLog) -> EpochLog:
     """The log without values that cannot be sent."""
     log.drain()
-    for key, values in list(log.data.items()):
+    for key, values in list(log.items()):
         try:
             pickle.dumps(values[:1])
         except Exception:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...logs.history_file import Line
 from ..processes.group import Processes
-from ..records.epoch_log import Series
+from ..records.columns import Series
 from ..records.gather import mean_series
 from ..records.rates import rates_of
 from ..records.recorder import Recorder

@@ -24,6 +24,7 @@ from ..loop.companion import Companion, Present
 from ..loop.run_status import Standing
 from ..processes.group import Processes
 from ..processes.signals import Interrupted
+from ..records.epoch_log import KEPT
 from ..records.recorder import Recorder
 from ..step.placement import Placement
 from ..warn import warn
@@ -32,7 +33,8 @@ from .history_readers import Readers, end_line
 from .run_json import note_attempt
 
 _MEMORY = ("standing", "after", "origin", "begins_file")
-_USUAL = {"output", "target", "num_items"}  # what a step returns for metrics and for the trainer itself
+_ROOM = KEPT // 2  # steps
+_USUAL = {"output", "target"}  # what a step returns for metrics and for the trainer itself
 
 
 class Journal(Companion):
@@ -231,6 +233,10 @@ class Journal(Companion):
 
     # ------------------------------------------------------------------ lines
 
+    def next_step(self, step: int) -> float:
+        """Before the log forgets values that have no line yet, too."""
+        return min(super().next_step(step), (step // _ROOM + 1) * _ROOM)
+
     def at_rest(self, session: Present) -> None:
         """Take what is new, if it is time to."""
         if not self.is_open:
@@ -238,7 +244,7 @@ class Journal(Companion):
         step = session.step
         # A validation within the epoch has a row, which no reader may find behind a later step's values.
         tested = session.call.tested_step == step
-        if self.due or session.opened is None or tested or self.interval.at_step(step):
+        if self.due or session.opened is None or tested or self.interval.at_step(step) or step % _ROOM == 0:
             self.take(session.trainer.optimizer, session.opened is not None)
 
     def take(self, optimizer: Any, opened: bool) -> None:
@@ -281,7 +287,7 @@ class Journal(Companion):
     def _tell_others(self) -> None:
         """Say once which values the loggers do not get."""
         log = self.recorder.log_train
-        others = log.data.keys() - log.sums().keys() - _USUAL if self.readers.feeds and self.file else ()
+        others = set(log.others()) - _USUAL if self.readers.feeds and self.file else ()
         for name in sorted(others - self._told if others else ()):
             self._told.add(name)
             self.say(
@@ -350,7 +356,7 @@ class Journal(Companion):
             return
         with suppress(Exception):  # the values may be what the run has failed of
             self.recorder.log_train.drain()
-            if len(self.recorder.log_train.losses) == self.session.step:  # and none is half done
+            if self.recorder.log_train.losses.count == self.session.step:  # and none is half done
                 self._put_taken(self._lines.take(trainer.optimizer, self.processes, opened=True))
 
 

@@ -9,20 +9,20 @@ from ..console.bar import SilentBar
 from ..console.values import epoch_line, unknown_in
 from ..data.random_streams import loader_states, put_loader_states
 from ..limits import step_scheduler
-from ..records.epoch_log import pooled
+from ..records.pooling import pooled
 from ..step.trained_parameters import Trained
 from ..warn import warn
 from .companion import CalledAway
 from .session import Session
 
 
-def between_steps(session: Session, bar: SilentBar, **kwargs: Any) -> bool:
-    """Validate and save if it is due; return whether the run ends here."""
+def between_steps(session: Session, bar: SilentBar, now: float, **kwargs: Any) -> bool:
+    """Validate and save if it is due, by `time.perf_counter`; return whether the run ends here."""
     opened, call, step = session.opened, session.call, session.recorder.counters.step - 1
     assert opened is not None  # there is a step in an epoch only
     session.recorder.usage.samples += session.recorder.samples
     called = call.wish is not None or session.called is not None
-    if step < session.quiet_to and time.perf_counter() < session.quiet_until and not called:
+    if step < session.quiet_to and now < session.quiet_until and not called:
         return False
     opened.paused = False
     due = session.validation.at_step(step)
@@ -45,7 +45,7 @@ def between_steps(session: Session, bar: SilentBar, **kwargs: Any) -> bool:
 def owes(session: Session, bar: SilentBar, **kwargs: Any) -> bool:
     """Make up for a pause that an interruption has cut off; return whether the run ends here."""
     if session.opened is not None and not session.opened.paused:
-        return between_steps(session, bar, **kwargs)
+        return between_steps(session, bar, time.perf_counter(), **kwargs)
     return session.call.stop_reason is not None  # the run went on after its last step
 
 
@@ -65,7 +65,7 @@ def _validate_within_epoch(session: Session, bar: SilentBar, **kwargs: Any) -> N
 def _validated(session: Session, **kwargs: Any) -> bool:
     """Validate; when the processes are called away meanwhile, that is where the training leaves."""
     log = session.recorder.log_test
-    losses, generators = len(log.losses), {n: loader_states(loader) for n, loader in session.valid_sets.items()}
+    losses, generators = log.losses.count, {n: loader_states(loader) for n, loader in session.valid_sets.items()}
     try:
         with session.recorder.usage.on("evaluation"):
             tested = session.evaluator.validate(session.trainer, session.valid_sets, **kwargs)
@@ -75,7 +75,7 @@ def _validated(session: Session, **kwargs: Any) -> bool:
         for name, states in generators.items():
             put_loader_states(session.valid_sets.get(name), states)
         log.clear()
-        del log.losses[losses:]
+        log.losses.take_back(losses)
         session.leave(str(call))
         raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NoReturn, Protocol
 
 from ..interface import Face
@@ -61,8 +60,8 @@ class Companion:
         return self.interval is not None and self.interval.late()
 
     def next_step(self, step: int) -> float:
-        """The first step after `step` at which `at_rest` has something to do, if the clock does not call before."""
-        return step + 1 if self.due else self.interval.next_step(step) if self.interval is not None else math.inf
+        """The first step after `step` at which `at_rest` may have something to do, unless the clock calls."""
+        return step + 1 if self.due or self.interval is None else self.interval.next_step(step)
 
     @property
     def loaded(self) -> Loaded | None:

@@ -17,9 +17,9 @@ from ..data.window import Window
 from ..interface import Face
 from ..nested_values import map_nest, place, snapshots, to_cpu
 from ..processes.agreement import Agreement
-from ..records.epoch_log import Sums, pooled, with_metrics
 from ..records.gather import joined
-from ..records.recorder import Recorder
+from ..records.pooling import Sums, pooled, with_metrics
+from ..records.recorder import Recorder, only_logs
 from ..step.eval_context import evaluation
 from ..step.placement import Placement
 from ..warn import warn
@@ -58,6 +58,7 @@ class Evaluator:
     def surroundings(self, trainer: Face, epoch: int) -> Iterator[None]:
         """Around a walk over a loader: evaluate inside."""
         self.watch, self._unproven = Agreement(self._place.processes, 0), True
+        self._recorder.log_test.copies = only_logs(trainer)  # else others get the values, too, as they are now
         self._place.processes.same_buffers(trainer.model)  # one model is evaluated, and kept if it is the best
         with evaluation(trainer.model, self._place.device, trainer.seed, epoch):
             yield
@@ -65,15 +66,23 @@ class Evaluator:
     def evaluate(self, trainer: Face, window: Window) -> None:
         """Fill in the window's values; nothing of a stand-in."""
         if torch.is_grad_enabled():  # by itself: within an epoch, `evaluation` is around it already
-            self._unproven = True
-            with evaluation(trainer.model, self._place.device, trainer.seed, 0):
-                values = self._tested(trainer, window)
-        else:
-            values = self._tested(trainer, window)
+            with self._alone(trainer):
+                return self.evaluate(trainer, window)
+        step = trainer.test_step
+        values = (
+            self._place.evaluate(step, window.micros[0].batch) if window.is_whole else self._tested(trainer, window)
+        )
         if values is not None:
             refusals.check_test(values, "test_step", self._unproven)
             self._unproven = False
-            window.values = snapshots(values)
+            window.values = dict(values) if self._recorder.log_test.copies else snapshots(values)
+
+    @contextmanager
+    def _alone(self, trainer: Face) -> Iterator[None]:
+        """Around one batch that is evaluated outside of a walk."""
+        self._unproven, self._recorder.log_test.copies = True, False
+        with evaluation(trainer.model, self._place.device, trainer.seed, 0):
+            yield
 
     def _tested(self, trainer: Face, window: Window) -> Any:
         """What `test_step` returned for this process's share; None when it has none.

@@ -9,7 +9,10 @@ import numpy as np
 
 from ..nested_values import join
 from ..processes.group import Processes
-from .epoch_log import EpochLog, Series
+from .columns import Series
+from .epoch_log import EpochLog
+
+_NOTHING = (0.0, 0.0)  # before the first value
 
 
 def put_together(log: EpochLog, processes: Processes, everything: bool) -> None:
@@ -40,7 +43,8 @@ def log_state(log: EpochLog, processes: Processes, everything: bool) -> dict[str
     if log.is_whole and not processes.first:  # process 0 has all of it
         parts |= {"scalars": {}, "other": {}}
     kinds = log.kinds()
-    scalars = {k: {"places": s.places, "values": s.values, "weights": s.weights, "kind": kinds[k]}
+    scalars = {k: {"places": s.places, "values": s.values, "weights": s.weights, "kind": kinds[k],
+                   "before": list(s.before)}
                for k, s in parts["scalars"].items()}  # fmt: skip
     return {"batches": parts["batches"], "scalars": scalars, "other": parts["other"]}
 
@@ -53,7 +57,9 @@ def restore_log(log: EpochLog, states: list[dict[str, Any]], batches: int) -> No
     scalars = dict[str, tuple[Series, str]]()
     for key in dict.fromkeys(key for state in states for key in state["scalars"]):
         having = [state["scalars"][key] for state in states if key in state["scalars"]]
-        parts = [Series(part["places"], part["values"], part["weights"]) for part in having]
+        parts = [
+            Series(part["places"], part["values"], part["weights"], part.get("before", _NOTHING)) for part in having
+        ]
         scalars[key] = (mean_series(parts) if len(parts) > 1 else parts[0]), having[0]["kind"]
     other = dict[str, Any]()
     for key in dict.fromkeys(key for state in states for key in state["other"]):
@@ -74,7 +80,8 @@ def mean_series(parts: list[Series]) -> Series:
     # What has one part is that part, to the bit, so that means can be taken again after a checkpoint.
     several = (total != 0) & (count > 1)
     mean = np.divide(np.bincount(batch, values * weights), total, out=plain, where=several)
-    return Series(there.tolist(), mean.tolist(), total.tolist())
+    before = [sum(column) for column in zip(*(part.before for part in parts), strict=True)]
+    return Series(there.tolist(), mean.tolist(), total.tolist(), (before[0], before[1]))
 
 
 def _joined(key: str, parts: list[tuple[list[int], list[Any]]]) -> tuple[list[int], list[Any]]:

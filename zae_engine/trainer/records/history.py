@@ -10,10 +10,9 @@ from typing import Any
 
 from ...checkpoint.best_rule import direction_of, is_finite, ranked, resolved
 from ...files import replacing, spreadsheet_text
-from ...logs.curves import figure_of
+from .columns import Series as Series
 from .epoch_log import EpochLog as EpochLog
-from .epoch_log import Series as Series
-from .epoch_log import pooled as pooled
+from .pooling import pooled as pooled
 
 Row = dict[str, float | int | None]
 
@@ -118,6 +117,8 @@ class History(Sequence[Row]):
         ModuleNotFoundError
             Without matplotlib, with the command that installs it.
         """
+        from ...logs.curves import figure_of
+
         figure = figure_of(self.rows, resumes=self.resumes, who="history.plot()")
         if path is not None and self.writes:
             with replacing(path, sync=False) as partial:

@@ -98,9 +98,9 @@ class Recorder:
     def join(self, metrics: dict[str, Any], processes: Processes, device: torch.device) -> None:
         """Begin logs that suit the number of processes; one of them writes files."""
         self._processes, self._device = processes, device
-        watch, parts = self._on_nan == "stop", processes.count > 1 or self.keeps_lines
-        self.log_train = EpochLog(self._not_finite_in_training, watch, parts)
-        self.log_test = EpochLog(self._not_finite_in_evaluation, watch, parts)
+        watch = self._on_nan == "stop"
+        self.log_train = EpochLog(self._not_finite_in_training, watch)
+        self.log_test = EpochLog(self._not_finite_in_evaluation, watch)
         self.history.writes = processes.first
         self.own = OwnValues(self.keeps_lines and processes.first)
         self.measures = {mode: Measures(metrics, self._routes, device, processes) for mode in refusals.MODES}
@@ -289,6 +289,11 @@ class Recorder:
         """Take back what `state_dict` gave."""
         self.counters.init_state(state["step"], state["epoch"])
         self.best.load_state_dict(state)
+
+
+def only_logs(trainer: Face) -> bool:
+    """Whether nobody but the log gets a step's values, which reads the numbers on the host at once."""
+    return getattr(trainer.logging, "only_logs", False) and not trainer.metrics
 
 
 def reads_logs(trainer: Face) -> bool:

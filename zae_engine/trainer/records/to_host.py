@@ -20,7 +20,7 @@ def read(values: list[Any]) -> list[float]:
             groups[value.device, value.dtype].append(i)
     for indices in groups.values():
         stacked = torch.stack([values[i].reshape(()) for i in indices])
-        for i, number in zip(indices, stacked.tolist(), strict=True):
+        for i, number in zip(indices, stacked.cpu().tolist(), strict=True):
             numbers[i] = number
     try:
         return [float(number) for number in numbers]  # of a tensor on the CPU this is the quickest way to read it

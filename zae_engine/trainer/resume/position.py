@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..interface import Face
 from ..loop.open_epoch import Loaded, Midway, Open
 from ..processes.group import Processes
 from ..records.gather import log_state
+from ..records.losses import Losses
 from ..records.recorder import Recorder, reads_logs
 
 Nest = dict[str, Any]
@@ -21,7 +21,7 @@ Nest = dict[str, Any]
 def position_of(trainer: Face, recorder: Recorder, opened: Open | None) -> Nest:
     """Where the run is: what is the same on all processes."""
     call, log, step = recorder.training, recorder.log_train, recorder.counters.get_step() - 1
-    sets = named(trainer.valid_loader)
+    sets, losses, tested = named(trainer.valid_loader), log.losses, recorder.log_test.losses
     return {
         "began": [call.budget.first_epoch, call.budget.first_step],
         "batch": opened.plan.position if opened else 0,
@@ -37,7 +37,8 @@ def position_of(trainer: Face, recorder: Recorder, opened: Open | None) -> Nest:
         "rows_before": call.rows_before,
         "rows": [dict(row) for row in recorder.history.rows],
         "metrics": [dict(recorder.train_metrics), dict(recorder.test_metrics)],
-        "losses": [log.losses[: log.epoch_begins if opened else len(log.losses)], recorder.log_test.losses[:]],
+        "losses": [losses.until(log.epoch_begins if opened else losses.count), tested.values[:]],
+        "losses_before": [losses.before, tested.before],
     }
 
 
@@ -70,9 +71,10 @@ def go_to(recorder: Recorder, position: Mapping[str, Any], parts: list[Nest], st
     for mine, then in zip(metrics, position["metrics"], strict=True):
         mine.clear()
         mine.update(then)
-    for log, losses in zip((recorder.log_train, recorder.log_test), position["losses"], strict=True):
+    before = position.get("losses_before", (0, 0))
+    for log, losses, count in zip((recorder.log_train, recorder.log_test), position["losses"], before, strict=True):
         log.clear()
-        log.losses = array("d", losses)
+        log.losses = Losses(losses, count)
         log.clear()
     midway = None
     if position["midway"]:

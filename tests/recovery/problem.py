@@ -86,7 +86,9 @@ class Recorded(Trainer):
         _say(self.folder, rank, where, step)
         for mishap in self.mishaps:
             here = mishap.get("at", "train") == where and step >= mishap["step"] and mishap.get("rank", rank) == rank
-            if here and not mishap.get("done") and _seen(mishap, self.save_path):
+            if here and mishap.get("skips", 0) > 0:
+                mishap["skips"] -= 1
+            elif here and not mishap.get("done") and _seen(mishap, self.save_path):
                 mishap["done"] = True
                 HAPPEN[mishap["do"]](self, mishap)
 

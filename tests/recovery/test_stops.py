@@ -93,6 +93,13 @@ def test_one_of_two_processes(nursery, tmp_path, undisturbed):
     assert_goes_on(nursery, tmp_path, undisturbed(setup, 2), setup, 2)
 
 
+def test_one_of_two_processes_in_a_long_validation(nursery, tmp_path, undisturbed):
+    """Both leave after the same batch: between two at which they ask each other, the other one knows of nothing."""
+    setup = SETUP | {"valid": 160, "valid_every": "1ep", "save_every": "100ep"}
+    assert stop(nursery, tmp_path, setup, sent("SIGTERM", step=9, at="test", rank=0, skips=11), processes=2) == 8
+    assert_goes_on(nursery, tmp_path, undisturbed(setup, 2), setup, 2)
+
+
 def test_in_a_validation_after_an_epoch(nursery, tmp_path, undisturbed):
     setup = SETUP | {"valid_every": "1ep", "save_every": "100ep"}
     assert stop(nursery, tmp_path, setup, sent("SIGTERM", step=9, at="test")) == 8

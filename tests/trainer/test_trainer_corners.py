@@ -610,11 +610,16 @@ def test_an_epoch_end_that_takes_the_time_is_validated():
     assert "test_loss" in history[-1]
 
 
-def test_parameters_added_to_a_group_are_cleared_too():
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_parameters_added_to_a_group_are_cleared_too(exchanged):
     class Growing(PlainTrainer):
         def optimize(self, window):
             if self.progress_checker.get_step() == 2:
-                self.optimizer.param_groups[0]["params"].append(self.model[3].weight)
+                group = self.optimizer.param_groups[0]
+                if exchanged:
+                    group["params"] = [*group["params"], self.model[3].weight]
+                else:
+                    group["params"].append(self.model[3].weight)
             super().optimize(window)
             self.in_list = self.model[3].weight in set(self._place.update.parameters)
 

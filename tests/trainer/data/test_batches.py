@@ -4,6 +4,7 @@ from collections import defaultdict, namedtuple
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -280,3 +281,9 @@ def test_a_loader_s_batches_are_its_own_with_a_profiler_and_without(profiled):
     assert len(ended) == 2  # a dataset may end its loader, which torch's own iterator allows, too
     names = {event.key for event in found.key_averages()} if found else set()
     assert any(name.startswith("enumerate(DataLoader)") for name in names) is profiled
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_batches_that_are_arrays_are_walked_over(keeps):
+    batches = list(BatchPlan(DataLoader(np.eye(6), batch_size=2, collate_fn=np.stack), keeps_ids=keeps))
+    assert np.array_equal(np.concatenate(batches), np.eye(6))

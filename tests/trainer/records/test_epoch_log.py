@@ -4,6 +4,7 @@ import gc
 import math
 import re
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -367,13 +368,19 @@ def test_a_long_epoch_goes_on_from_a_checkpoint(short):
     whole, first = steps(1000), steps(600)
     state = log_state(first, Alone(), everything=True)
     again = epoch_log.EpochLog()
-    again.losses = losses.Losses(first.losses.until(0), first.losses.before)
+    again.losses = losses.Losses(first.losses.until(first.epoch_begins), first.losses.before)
+    again.clear()
     restore_log(again, [state], 600)
+    assert again.losses.count == 600
     for step in range(601, 1001):
         values = {"loss": torch.tensor(step / 7), "num_items": step % 5 + 1, "some": step}
         again.add(values, values["num_items"], step)
     assert again.sums() == whole.sums()
     assert again["loss"][-64:] == whole["loss"][-64:]
+    assert again.losses.count == 1000
+    again.put_together(again.parts(False)["scalars"], {})
+    assert again.losses.count == 1000
+    assert again.losses.values[-64:] == whole.losses.values[-64:]
 
 
 def test_long_epochs_of_two_processes_have_the_mean_of_both(short):
@@ -401,3 +408,47 @@ def test_a_long_epoch_of_a_run_is_in_its_file_whole(short, tmp_path, monkeypatch
     lines = [line for line in read_history(tmp_path) if line["kind"] == "step"]
     assert [line["step"] for line in lines] == list(range(1, 401))
     assert [line["loss"] for line in lines][-50:] == [value.item() for value in trainer.log_train["loss"]][-50:]
+
+
+# ---------------------------------------------------------------------- what comes back
+
+
+def again(log):
+    """The log as a checkpoint brings it back."""
+    found = epoch_log.EpochLog()
+    restore_log(found, [log_state(log, Alone(), everything=True)], log.parts(False)["batches"])
+    return found
+
+
+def test_values_that_the_user_has_put_into_a_log_come_back():
+    log = steps(3)
+    log["mine"].append(0.5)
+    log["put"] = [1, 2, 3, 4, 5]
+    found = again(log)
+    assert (found["mine"], found["put"], len(found["loss"])) == ([0.5], [1, 2, 3, 4, 5], 3)
+
+
+def test_numbers_come_back_as_what_they_were():
+    log = epoch_log.EpochLog()
+    for _ in range(2):
+        log.add({"loss": torch.tensor([2.0]), "long": torch.tensor(2**53 + 1), "flag": True, "half": 0.5}, 1, 1)
+    assert log["long"] == [torch.tensor(2**53 + 1)] * 2
+    found = again(log)
+    assert found["loss"] == [torch.tensor(2.0)] * 2
+    assert found["loss"][0].dtype == torch.float32
+    assert (found["flag"], found["half"]) == ([True, True], [0.5, 0.5])
+
+
+def test_a_value_that_is_not_finite_is_noticed_once_over_a_resume():
+    class Listener:
+        heard: ClassVar[list[str]] = []
+
+        def note(self, key, step, value):
+            self.heard.append(key)
+
+    log, listener = epoch_log.EpochLog(), Listener()
+    log.add({"loss": math.nan}, 1, 1)
+    found = again(log)
+    found.listen(listener.note)
+    found.add({"loss": math.nan}, 1, 2)
+    assert listener.heard == []

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, repeat, starmap
 from operator import is_not
 from typing import Any
 from weakref import WeakMethod
@@ -25,7 +25,7 @@ from .sample_ids import agree_on_generators, is_known, length_of, shared_copy, w
 from .seeded_samples import SeededStream, draws_nothing
 from .window import Counting, Micro, WholeWindow, Window
 
-_ALONE, _NO_BATCH = Layout(), object()
+_ALONE = Layout()
 _NOBODY = Waits(None, 0, 1, str)  # of whom a plan knows that has no processes
 
 
@@ -288,7 +288,7 @@ def _directly(batches: Any) -> Iterator[Any]:
     if profiled or type(batches) is not getattr(dataloader, "_SingleProcessDataLoaderIter", None):
         plain: Iterator[Any] = batches
         return plain
-    return iter(batches._next_data, _NO_BATCH)
+    return starmap(batches._next_data, repeat(()))
 
 
 def _stand_in(first: Any, index: int) -> Any:

@@ -16,6 +16,7 @@ from .to_host import to_host
 Kind = torch.dtype | type[float] | None
 
 _NUMBERS: tuple[type[float], ...] = (float, int, bool)
+_LONG = (torch.int64, torch.uint64)
 EXACT = 2**53  # from here on a float cannot tell whole numbers apart
 
 
@@ -42,7 +43,13 @@ class Series:
 def kind_of(value: Any) -> Kind:
     """What makes a number again of the float that is kept of it; None for a value that has to be kept itself."""
     if type(value) is Tensor:
-        return None if value.ndim or value.is_complex() else value.dtype
+        if (
+            value.ndim
+            or value.is_complex()
+            or (value.is_cpu and value.dtype in _LONG and not -EXACT < int(value) < EXACT)
+        ):
+            return None
+        return value.dtype
     exact = type(value) is not int or -EXACT < value < EXACT
     return type(value) if type(value) in _NUMBERS and exact else None
 
@@ -150,11 +157,15 @@ class Column(Series):
         )
         self.given, self.spots, self._shown, self.usual = None, [], [], None
         self._made, self._sums, self._summed = 0, (0.0, 0.0), 0
+        self.finite = all(map(math.isfinite, self.values))
 
     @property
     def kind_in_words(self) -> str:
         """``'torch.float32'``, ``'int'``, ``'bool'`` or ``'float'``; where they are of several, the first one's."""
-        kind = self.kind if self.given is None else kind_of(next(iter(self.given), None))
+        first = next(iter(self.given), None) if self.given is not None else None
+        kind = self.kind or next((number for number in _NUMBERS if type(first) is number), None)
+        if isinstance(first, Tensor) and not first.is_complex():
+            kind = first.dtype
         return str(kind) if isinstance(kind, torch.dtype) else kind.__name__ if kind is not None else "float"
 
 

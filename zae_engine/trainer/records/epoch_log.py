@@ -49,7 +49,7 @@ class EpochLog(MutableMapping[str, list[Any]]):
     copies : bool
         Whether what is added may change afterwards, so that what is not read at once has to be copied.
     epoch_begins : int
-        How many losses were there when the epoch began.
+        How many losses came before those that the log has of the epoch.
     is_whole : bool
         Whether it was put together over the processes.
     """
@@ -122,6 +122,11 @@ class EpochLog(MutableMapping[str, list[Any]]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._columns
+
+    @property
+    def data(self) -> dict[str, list[Any]]:
+        """All lists by key."""
+        return dict(self)
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -228,6 +233,8 @@ class EpochLog(MutableMapping[str, list[Any]]):
         if not self._unusual & (self._unusual - 1):  # at first, and less and less often
             self._usual, self._kept = self._look(values)
             self._width = len(values)
+        if len(self._waiting) >= _ROWS:
+            self.drain()
         if (self._waiting or self._large) and time.perf_counter() >= self._due:
             self._due = time.perf_counter() + 1
             if self.watch or self._large:
@@ -274,10 +281,12 @@ class EpochLog(MutableMapping[str, list[Any]]):
         self._begins = self._count if end is None else end
         if self._count >= self._forgets:
             self._forgets = self._count + KEPT
-            _ = self.losses
+            _, loss = self.losses, self._columns.get("loss", _NO_COLUMN)
+            before = len(loss.values)
             for column in self._columns.values():
                 column.forget_before(self._count - KEPT)
-            self._told = len(self._columns.get("loss", _NO_COLUMN).values)
+            self._told = len(loss.values)
+            self.epoch_begins += before - self._told
 
     def _take(self, key: str, value: Any, weight: Any, step: int, place: int) -> None:
         """Take a value of any kind."""
@@ -348,11 +357,11 @@ class EpochLog(MutableMapping[str, list[Any]]):
         self._forget_usual()
         for key, (places, values) in other.items():
             self._columns[key] = column = Column()
-            for place, value in zip(places, values, strict=True):
-                if key == "num_items" and is_scalar(value):
+            if key == "num_items" and all(map(is_scalar, values)):
+                for place, value in zip(places, values, strict=True):
                     column.take(value, kind_of(value), float(value), 0.0, place)
-                else:
-                    column.keep(value, place)
+            else:  # the user may have put more values there than there are batches
+                column.given, column.spots = list(values), list(places)
 
     def parts(self, everything: bool) -> dict[str, Any]:
         """What this process has of the epoch: its scalars' `Series`, and with `everything`, the other values, too."""

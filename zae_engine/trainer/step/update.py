@@ -22,6 +22,7 @@ from .trained_parameters import in_words
 
 Step = Callable[[Any], dict[str, Any]]
 
+_PARAMS = operator.itemgetter("params")
 _PLAIN = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
@@ -202,13 +203,11 @@ class DelegatedUpdate:
         held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         own = [p for p in self.prepared.parameters() if held.pop(id(p), None) is not None]
         self.parameters = [*own, *held.values()]  # in the model's order, as one clips by hand
-        self._groups = [group["params"] for group in self.optimizer.param_groups]
-        self._sizes = [*map(len, self._groups)]
+        self._sizes = [*map(len, map(_PARAMS, self.optimizer.param_groups))]
 
     def zero_grad(self) -> None:
         """Forget the gradients of what the optimizer steps; some parameters may have been added in the middle."""
-        groups = self.optimizer.param_groups
-        if len(groups) != len(self._groups) or [*map(len, self._groups)] != self._sizes:
+        if [*map(len, map(_PARAMS, self.optimizer.param_groups))] != self._sizes:
             self._find_parameters()
         if not self._clears_plainly:
             self.optimizer.zero_grad()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from . import loops, zae
+from .calls import report_calls
 from .imports import measure_imports
 from .measure import Figure, format_table, measure, with_references
 from .memory import measure_memory
@@ -92,8 +93,14 @@ def report_imports(options: argparse.Namespace) -> Any:
     return found
 
 
+def report_steps_calls(_: argparse.Namespace) -> Any:
+    """Count the package's functions that a step enters."""
+    return report_calls()
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "step": report_steps,
+    "calls": report_steps_calls,
     "eval": report_evaluation,
     "memory": report_memory,
     "import": report_imports,

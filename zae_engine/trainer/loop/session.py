@@ -285,9 +285,11 @@ class Session:
 
     def called_away(self, done: int) -> None:
         """After so many batches of an evaluation that can be left: break it off if the processes are called away."""
-        called = self.called is not None or time.perf_counter() >= self.budget.deadline
-        # Of several processes, all ask after the same batches, whoever was called.
-        if called if self.place.processes.count == 1 else self.evaluator.watch.due(done):
+        if self.place.processes.count == 1:
+            asks = self.called is not None or time.perf_counter() >= self.budget.deadline
+        else:  # all ask after the same batches, whoever was called
+            asks = self.evaluator.watch.due(done)
+        if asks:
             away = self.evaluator.watch.settle(done, self._own_wish())[0].away
             if away:
                 raise CalledAway(away)

@@ -128,27 +128,23 @@ class Column(Series):
 
     def sums(self) -> tuple[float, float]:
         """The weighted sum of the numbers and the sum of their weights, added in order as the steps came."""
-        total, weights = self._sums if self._summed else self.before
-        for value, weight in zip(self.values[self._summed :], self.weights[self._summed :], strict=True):
-            total += value * weight
-            weights += weight
-        self._sums, self._summed = (total, weights), len(self.values)
+        before = self._sums if self._summed else self.before
+        self._sums = _added(before, self.values[self._summed :], self.weights[self._summed :])
+        self._summed = len(self.values)
         return self._sums
 
     def forget_before(self, place: int) -> None:
         """Of the numbers of batches before this one, keep the sums only."""
         cut = bisect_left(self.places, place)
         if cut and self.given is None:
-            front = Series((), self.values[:cut], self.weights[:cut], self.before)
-            sums, self.before = self.sums(), sums_of(front)
+            sums, self.before = self.sums(), _added(self.before, self.values[:cut], self.weights[:cut])
             del self.places[:cut], self.values[:cut], self.weights[:cut], self._shown[: min(cut, self._made)]
             self._sums, self._summed, self._made = sums, len(self.values), max(0, self._made - cut)
 
-    def replace(self, series: Series, kind: str | None = None) -> None:
-        """Let the numbers be these, of a kind that `kind_in_words` has named; None leaves the kind."""
-        if kind is not None:
-            number = next((n for n in _NUMBERS if n.__name__ == kind), None)
-            self.kind = number or getattr(torch, kind.removeprefix("torch."))
+    def replace(self, series: Series, kind: str) -> None:
+        """Let the numbers be these, of a kind that `kind_in_words` has named."""
+        number = next((n for n in _NUMBERS if n.__name__ == kind), None)
+        self.kind = number or getattr(torch, kind.removeprefix("torch."))
         self.places, self.values, self.weights, self.before = (
             series.places,
             series.values,
@@ -169,13 +165,13 @@ class Column(Series):
         return str(kind) if isinstance(kind, torch.dtype) else kind.__name__ if kind is not None else "float"
 
 
-def sums_of(series: Series) -> tuple[float, float]:
-    """The weighted sum of a series' values and the sum of their weights, added in order as the steps came."""
-    total, weights = series.before
-    for value, weight in zip(series.values, series.weights, strict=True):
+def _added(sums: tuple[float, float], values: array[float], weights: array[float]) -> tuple[float, float]:
+    """The weighted sum and the sum of the weights, with further values, added in their order."""
+    total, whole = sums
+    for value, weight in zip(values, weights, strict=True):
         total += value * weight
-        weights += weight
-    return total, weights
+        whole += weight
+    return total, whole
 
 
 def _made_of(numbers: array[float], kind: Kind) -> list[Any]:

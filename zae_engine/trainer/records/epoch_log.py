@@ -90,8 +90,8 @@ class EpochLog(MutableMapping[str, list[Any]]):
         self._sort()
         if column.waiting:
             self.drain()
-        if not (column.values or column.given):
-            column.given = column.given if column.given is not None else []
+        if not column.values and column.given is None:
+            column.given = []
         return column.list()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -122,11 +122,6 @@ class EpochLog(MutableMapping[str, list[Any]]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._columns
-
-    @property
-    def data(self) -> dict[str, list[Any]]:
-        """All lists by key."""
-        return dict(self)
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -354,7 +349,6 @@ class EpochLog(MutableMapping[str, list[Any]]):
         self._put_others(other)
 
     def _put_others(self, other: dict[str, Any]) -> None:
-        self._forget_usual()
         for key, (places, values) in other.items():
             self._columns[key] = column = Column()
             if key == "num_items" and all(map(is_scalar, values)):
@@ -374,6 +368,7 @@ class EpochLog(MutableMapping[str, list[Any]]):
 
     def put_together(self, scalars: dict[str, Series], other: dict[str, Any]) -> None:
         """Let the epoch be what all processes have found of it: a value a batch, as one process would have."""
+        self._forget_usual()
         self.losses.take_back(self.epoch_begins)
         self._told = 0
         for key, series in scalars.items():

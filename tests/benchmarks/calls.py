@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import zae_engine
+from tests.helpers import PlainTrainer
 from zae_engine.trainer import Trainer
 from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
 
@@ -41,18 +42,7 @@ class Accuracy:
         return float(self.hits) / self.seen
 
 
-class Loss(Trainer):
-    """Returns a loss."""
-
-    def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """Return the loss alone."""
-        x, y = batch
-        return {"loss": cross_entropy(self.model(x), y)}
-
-    test_step = train_step
-
-
-class Outputs(Trainer):
+class Outputs(PlainTrainer):
     """Returns what metrics need."""
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
@@ -71,21 +61,21 @@ def _scheduled(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 Options = Callable[[torch.optim.Optimizer], dict[str, Any]]
 # The trainer, its add-ons, its options, and the most calls that a step may take: another one needs a reason.
 CONFIGURATIONS: dict[str, tuple[type[Trainer], tuple[type, ...], Options, int]] = {
-    "plain": (Loss, (), lambda o: {}, 18),
-    "clipped": (Loss, (), lambda o: {"gradient_clip": 1.0}, 20),
-    "schedule per batch": (Loss, (), _scheduled, 18),
-    "state manager": (Loss, (StateManagerAddon,), lambda o: {}, 25),
-    "early stopping": (Loss, (EarlyStoppingAddon,), lambda o: {}, 18),
+    "plain": (PlainTrainer, (), lambda o: {}, 18),
+    "clipped": (PlainTrainer, (), lambda o: {"gradient_clip": 1.0}, 20),
+    "schedule per batch": (PlainTrainer, (), _scheduled, 18),
+    "state manager": (PlainTrainer, (StateManagerAddon,), lambda o: {}, 25),
+    "early stopping": (PlainTrainer, (EarlyStoppingAddon,), lambda o: {}, 18),
     "all of these": (
-        Loss,
+        PlainTrainer,
         (StateManagerAddon, EarlyStoppingAddon),
         lambda o: {"gradient_clip": 1.0} | _scheduled(o),
         28,
     ),
     "metrics": (Outputs, (), lambda o: {"metrics": {"acc": Accuracy()}}, 25),
-    "accumulation 4": (Loss, (), lambda o: {"gradient_accumulation_steps": 4}, 71),
-    "shards 4": (Loss, (), lambda o: {"shards": 4}, 163),
-    "evaluation": (Loss, (), lambda o: {"mode": "test"}, 11),
+    "accumulation 4": (PlainTrainer, (), lambda o: {"gradient_accumulation_steps": 4}, 71),
+    "shards 4": (PlainTrainer, (), lambda o: {"shards": 4}, 163),
+    "evaluation": (PlainTrainer, (), lambda o: {"mode": "test"}, 11),
 }
 
 

@@ -74,7 +74,7 @@ CONFIGURATIONS: dict[str, tuple[type[Trainer], tuple[type, ...], Options, int]] 
     ),
     "metrics": (Outputs, (), lambda o: {"metrics": {"acc": Accuracy()}}, 25),
     "accumulation 4": (PlainTrainer, (), lambda o: {"gradient_accumulation_steps": 4}, 71),
-    "shards 4": (PlainTrainer, (), lambda o: {"shards": 4}, 163),
+    "shards 4": (PlainTrainer, (), lambda o: {"shards": 4}, 127),
     "evaluation": (PlainTrainer, (), lambda o: {"mode": "test"}, 11),
 }
 

@@ -18,35 +18,15 @@ from statistics import median
 from typing import Any
 
 from accelerate.utils import DataLoaderConfiguration
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
 
 from . import blocks, group, loops
 from .blocks import Block
 from .output import discarded
-from .shares import Problem, Rows, sizes, train_zae
+from .shares import Problem, Rows, sizes, train_by_hand, train_zae
 from .task import MAX_NORM
 
 PROCESSES = 2
 PEERS = {"lightning": "ddp_lightning", "transformers": "ddp_transformers"}
-
-
-def train_ddp(problem: Problem, max_norm: float = 0.0) -> None:
-    """Train with PyTorch alone."""
-    model, optimizer = DistributedDataParallel(problem.model), problem.optimizer()
-    losses: list[Tensor] = []
-    model.train()
-    for x, y in problem.own_loader():
-        problem.stamp()
-        optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
-        loss.backward()
-        if max_norm:
-            clip_grad_norm_(model.parameters(), max_norm)
-        optimizer.step()
-        losses.append(loss.detach())
 
 
 def train_accelerate(problem: Problem) -> None:
@@ -63,10 +43,10 @@ def load_rows() -> tuple[dict[str, tuple[Callable[[Problem], None], str]], dict[
         How each row trains and what it is against, and for each peer that cannot be imported the reason.
     """
     rows: dict[str, tuple[Callable[[Problem], None], str]] = {
-        "ddp": (train_ddp, "ddp"),
+        "ddp": (train_by_hand, "ddp"),
         "zae-engine": (train_zae, "ddp"),
-        "ddp again": (train_ddp, "ddp"),
-        "ddp+clip": (partial(train_ddp, max_norm=MAX_NORM), "ddp"),
+        "ddp again": (train_by_hand, "ddp"),
+        "ddp+clip": (partial(train_by_hand, max_norm=MAX_NORM), "ddp"),
         "zae-engine+clip": (partial(train_zae, gradient_clip=MAX_NORM), "ddp+clip"),
         "accelerate": (train_accelerate, "ddp"),
     }

@@ -1,10 +1,11 @@
-"""What the bit-identical mode costs: ``shards=8`` and ``shards=4`` beside the plain trainer, on 1 and 2 processes.
+"""What micro-batches and the bit-identical mode cost, on 1 and 2 processes: beside loops by hand that accumulate.
 
 Run as ``python -m tests.benchmarks.shards``; ``--help`` lists the options.
 
-A batch of 32 samples is one forward and backward a process for the plain trainer, and as many of them as it has shards
-for the bit-identical one. ``micro-batches`` are as many forwards and backwards without the fixed tree of sums, through
-``gradient_accumulation_steps``, so the difference between the two is what the mode itself costs.
+A batch of 32 samples is one forward and backward a process for the plain trainer, and as many of them as it has pieces
+for the others. ``by hand`` is a plain loop over pieces (with DistributedDataParallel, and no_sync before the last one,
+on several processes), ``micro-batches`` is ``gradient_accumulation_steps``, which gets the batch and cuts it itself,
+and ``shards`` sums the gradients in one fixed tree.
 """
 
 from __future__ import annotations
@@ -15,41 +16,50 @@ from typing import Any
 
 from . import blocks, group
 from .blocks import Block
-from .shares import Rows, sizes, train_zae
+from .shares import QUICK_TINY, TINY, WIDE, Rows, train_by_hand, train_zae
 
 PROCESSES = (1, 2)
 SHARDS = (4, 8)
 
 
 def measure(quick: bool, repetitions: int) -> dict[str, list[dict[str, Any]]]:
-    """Measure both models (the tiny one only when it is to be quick); what process 0 returns is the result."""
+    """Measure both models (a tiny one only when it is to be quick); what process 0 returns is the result."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     found: dict[str, list[dict[str, Any]]] = {}
-    for size in sizes(quick)[: 1 if quick else None]:
+    for size in (QUICK_TINY,) if quick else (TINY, WIDE):
         run = Rows(size)
-        rows = [Block("plain", run.block("plain", train_zae), "plain")]
-        pairs = {f"shards={shards}": f"{shards // count} micro-batches" for shards in SHARDS}
-        for shards, (name, pieces) in zip(SHARDS, pairs.items(), strict=True):
-            cut = partial(train_zae, gradient_accumulation_steps=shards // count)
-            rows.append(Block(pieces, run.block(pieces, cut), "plain"))
-            rows.append(Block(name, run.block(name, partial(train_zae, shards=shards)), "plain"))
+        rows, pairs = [Block("plain", run.block("plain", train_zae), "plain")], list[tuple[str, str]]()
+        for shards in SHARDS:
+            pieces = shards // count
+            by_hand, cut, summed = f"by hand, {pieces} pieces", f"{pieces} micro-batches", f"shards={shards}"
+            ways = {
+                by_hand: partial(train_by_hand, pieces=pieces),
+                cut: partial(train_zae, gradient_accumulation_steps=pieces),
+                summed: partial(train_zae, shards=shards),
+            }
+            rows += [Block(name, run.block(name, train), "plain") for name, train in ways.items()]
+            pairs += [(cut, by_hand), (summed, by_hand), (summed, cut)]
         measured = blocks.alternate(rows, repetitions)
-        measured += [blocks.beside(measured, *pair) for pair in pairs.items()]
+        measured += [blocks.beside(measured, *pair) for pair in pairs]
         found[size.name] = [comparison.as_dict() for comparison in measured]
     return found
 
 
-def main() -> None:
-    """Print a table for each model and number of processes."""
-    options = blocks.parse("shards", __doc__, repetitions=11)
+def measure_all(quick: bool, repetitions: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Measure on each number of processes, and print a table for each of them and each model."""
     found = {}
     for count in PROCESSES:
         on = f"{count} process{'es' if count > 1 else ''}"
-        found[on] = group.start(f"{__package__}.shards", count, quick=options.quick, repetitions=options.repetitions)
+        found[on] = group.start(f"{__package__}.shards", count, quick=quick, repetitions=repetitions)
         for model, rows in found[on].items():
-            title = f"MLP {model}, {on}, {options.repetitions} repetitions"
-            print(f"{blocks.format_table(title, rows)}\n", flush=True)
-    blocks.keep(found, options.json)
+            print(f"{blocks.format_table(f'MLP {model}, {on}, {repetitions} repetitions', rows)}\n", flush=True)
+    return found
+
+
+def main() -> None:
+    """Print the tables."""
+    options = blocks.parse("shards", __doc__, repetitions=11)
+    blocks.keep(measure_all(options.quick, options.repetitions), options.json)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from statistics import mean
@@ -12,8 +13,10 @@ from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, TensorDataset
 
 from zae_engine.trainer import Trainer
@@ -47,6 +50,7 @@ class Size:
 
 TINY, LARGE = Size(64, 32, 200, 20), Size(512, 1024, 60, 6)
 QUICK_TINY, QUICK_LARGE = Size(64, 32, 20, 4), Size(512, 1024, 8, 2)
+WIDE = Size(1024, 1536, 40, 4)  # 1.6 million parameters
 
 
 def sizes(quick: bool) -> tuple[Size, Size]:
@@ -86,13 +90,13 @@ class Problem:
         """Return the loader of global batches, in the data's order."""
         return DataLoader(self.data, batch_size=BATCH_SIZE)  # type: ignore[arg-type]  # of pairs
 
-    def own_loader(self) -> DataLoader[Pair]:
-        """Return a plain loader of this process's share of each global batch, a contiguous slice of it."""
-        count, index = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    def own_loader(self, pieces: int = 1) -> DataLoader[Pair]:
+        """Return a plain loader of this process's share of each global batch, a contiguous slice of it, in pieces."""
+        count, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         share = BATCH_SIZE // count
         starts = range(index * share, len(self.data), BATCH_SIZE)
         ids = [sample for start in starts for sample in range(start, start + share)]
-        return DataLoader(self.data, batch_size=share, sampler=ids)  # type: ignore[arg-type]  # of pairs
+        return DataLoader(self.data, batch_size=share // pieces, sampler=ids)  # type: ignore[arg-type]  # of pairs
 
     def optimizer(self) -> torch.optim.SGD:
         """Return the optimizer of every row."""
@@ -141,6 +145,27 @@ class StampedTrainer(Trainer):
         return {"loss": cross_entropy(self.model(x), y)}
 
     test_step = train_step
+
+
+def train_by_hand(problem: Problem, max_norm: float = 0.0, pieces: int = 1) -> None:
+    """Train with PyTorch alone, with DistributedDataParallel on several processes."""
+    several = distributed.is_initialized()
+    model = DistributedDataParallel(problem.model) if several else problem.model
+    optimizer, losses = problem.optimizer(), list[Tensor]()
+    model.train()
+    for number, (x, y) in enumerate(problem.own_loader(pieces), 1):
+        last = number % pieces == 0
+        if (number - 1) % pieces == 0:
+            problem.stamp()
+            optimizer.zero_grad()
+        with nullcontext() if last or not several else model.no_sync():  # type: ignore[operator]
+            loss = cross_entropy(model(x), y) / pieces
+            loss.backward()
+        losses.append(loss.detach())
+        if last:
+            if max_norm:
+                clip_grad_norm_(model.parameters(), max_norm)
+            optimizer.step()
 
 
 def train_zae(problem: Problem, **options: Any) -> None:

@@ -1,6 +1,7 @@
 """Sums in one fixed tree, whoever adds what; and the batches that are cut and joined for it."""
 
 import copy
+import operator
 import struct
 from functools import partial
 from itertools import pairwise
@@ -18,7 +19,9 @@ from zae_engine.trainer.data.cut import slices
 from zae_engine.trainer.data.layout import Layout
 from zae_engine.trainer.data.plan import BatchPlan
 from zae_engine.trainer.nested_values import fingerprint, join
-from zae_engine.trainer.step.fixed_shards import ShardSum, _Pack, check_divides, check_shards, tree_sum
+from zae_engine.trainer.step.fixed_shards import ShardSum, check_divides, check_shards
+from zae_engine.trainer.step.shard_pack import ShardPack, add_into
+from zae_engine.trainer.step.tree_sum import tree_sum
 
 CPU = torch.device("cpu")
 
@@ -37,19 +40,19 @@ def divisors(number):
 @holds_for(st.integers(1, 48), st.integers(0, 99))
 def test_the_sum_is_the_same_to_the_bit_for_every_number_of_processes(shards, seed):
     generator = torch.Generator().manual_seed(seed)
-    nodes = [[torch.randn(7, generator=generator) * 10**3, torch.randn(2, generator=generator)] for _ in range(shards)]
-    whole = tree_sum(nodes)
+    nodes = [torch.randn(9, generator=generator) * 10**3 for _ in range(shards)]
+    whole = tree_sum(nodes, torch.add)
     for processes in divisors(shards):
         each = shards // processes
         size = each & -each  # the largest power of two that divides it
-        branches = [tree_sum(nodes[i : i + size]) for i in range(0, shards, size)]
-        assert [bits(t) for t in tree_sum(branches)] == [bits(t) for t in whole]
+        branches = [tree_sum(nodes[i : i + size], torch.add) for i in range(0, shards, size)]
+        assert bits(tree_sum(branches, torch.add)) == bits(whole)
 
 
 def test_another_order_of_additions_gives_other_bits():
     """So the test above can fail."""
-    nodes = [[torch.randn(1000, generator=torch.Generator().manual_seed(i))] for i in range(9)]
-    assert not torch.equal(tree_sum(nodes)[0], sum(node[0] for node in nodes))
+    nodes = [torch.randn(1000, generator=torch.Generator().manual_seed(i)) for i in range(9)]
+    assert not torch.equal(tree_sum(nodes, torch.add), sum(nodes))
 
 
 @holds_for(st.integers(1, 200))
@@ -68,8 +71,8 @@ def test_every_node_is_added_once_and_few_are_held(count):
         def __del__(self):
             alive[0] -= 1
 
-    total = tree_sum([Counted(1 << i)] for i in range(count))
-    assert total[0].value == (1 << count) - 1
+    total = tree_sum((Counted(1 << i) for i in range(count)), operator.add)
+    assert total.value == (1 << count) - 1
     assert most[0] <= 2 * count.bit_length() + 2
 
 
@@ -78,15 +81,7 @@ def test_every_node_is_added_once_and_few_are_held(count):
     [(1, "a"), (2, "(ab)"), (3, "((ab)c)"), (5, "(((ab)(cd))e)"), (6, "(((ab)(cd))(ef))"), (7, "(((ab)(cd))((ef)g))")],
 )
 def test_neighbours_are_added_first(count, additions):
-    assert tree_sum([Letter(c)] for c in "abcdefg"[:count])[0].text == additions
-
-
-class Letter:
-    def __init__(self, text):
-        self.text = text
-
-    def __add__(self, other):
-        return Letter(f"({self.text}{other.text})")
+    assert tree_sum("abcdefg"[:count], "({}{})".format) == additions
 
 
 # ---------------------------------------------------------------------- gradients and buffers in one node
@@ -112,7 +107,7 @@ class Several(nn.Module):
 
 
 def pack_of(model):
-    return _Pack(list(model.parameters()), [b for b in model.buffers() if b.dtype != torch.bool])
+    return ShardPack(list(model.parameters()), [b for b in model.buffers() if b.dtype != torch.bool])
 
 
 def found_in(model):
@@ -150,22 +145,28 @@ def test_what_is_taken_is_put_back_as_it_was(used):
         torch.testing.assert_close(found[1][name], buffer, rtol=1e-6, atol=1e-7)
 
 
-def test_a_node_is_one_tensor_a_number_type():
+def test_a_node_is_sent_as_one_tensor_a_number_type():
     model = Several()
     pack = pack_of(model)
     model(torch.ones(5, 3)).backward()
     node = pack.take(1.0)
-    floats = sum(p.numel() for p in model.parameters() if p.dtype == torch.float32 and p.requires_grad)
-    kinds = {t.dtype: t.numel() for t in node[:-2]}
-    assert kinds == {torch.float32: floats, torch.float64: 4, torch.bfloat16: 4}
-    assert node[-1].numel() == 4 + 4 + 1  # running mean, running variance, counter
+    flat = pack.flat(node)
+    assert {t.dtype for t in flat} == {torch.float32, torch.float64, torch.bfloat16}
+    assert len(flat) == 3
+    again, has = pack.apart([t.clone() for t in flat], node)
+    assert [[bits(t) for t in group] for group in again] == [[bits(t) for t in group] for group in node]
+    assert [t.shape for t in again[0]] == [t.shape for t in node[0]]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained[:2] == ["wide", "narrow"]  # so the order by number types is that of the names
+    assert has.tolist() == [float("never" not in name) for name in trained]
+    assert all(t.data_ptr() % 16 == 0 for group in again for t in group)
 
 
 def test_a_shard_without_samples_leaves_nothing():
     model = Several()
     pack = pack_of(model)
     node = pack.take(0.0)
-    assert all(not t.any() for t in node)
+    assert all(not t.any() for group in node for t in group)
     pack.put(node)
     assert all(p.grad is None for p in model.parameters())
 
@@ -184,7 +185,7 @@ def test_buffers_move_by_the_mean_of_their_shards_movements():
     for x, weight in ((torch.tensor([[1.0], [3.0]]), 0.25), (torch.tensor([[10.0], [14.0], [18.0]]), 0.75)):
         model(x).sum().backward()
         nodes.append(pack.take(weight))
-    pack.put(tree_sum(nodes))
+    pack.put(tree_sum(nodes, add_into))
     assert model.running_mean.item() == pytest.approx(0.25 * 2 + 0.75 * 14)
     assert model.num_batches_tracked.item() == 1
 
@@ -232,6 +233,14 @@ def test_fewer_samples_than_shards_are_summed_too():
         ran += 1
     assert ran == 5
     torch.testing.assert_close(model.weight.grad, wanted)
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_refused(layer):
+    one = SimpleNamespace(count=1, index=0)
+    message = "those of '1', which has sparse=True, are sparse; leave sparse=True out there, or shards= here"
+    with pytest.raises(ValueError, match=message):
+        ShardSum(nn.Sequential(layer(4, 2), layer(4, 2, sparse=True)), one, 2, CPU, 0, lambda: 1)
 
 
 def test_each_shard_draws_from_a_stream_of_its_own_whoever_has_it():

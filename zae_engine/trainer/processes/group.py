@@ -62,6 +62,7 @@ class Processes:
         self._accelerator = accelerator
         self.count, self.index = int(accelerator.num_processes), int(accelerator.process_index)
         self.first = self.index == 0
+        self._gloo = self.count > 1 and torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
         self.device: torch.device = accelerator.device
         self.waits = Waits(None, self.index, self.count, str)
         self._groups: dict[int, Any] = {}
@@ -107,7 +108,12 @@ class Processes:
     @_explained
     def stack(self, blocks: Tensor) -> Tensor:
         """Every process's blocks, of shape (k, …), in the processes' order, of shape (count · k, …)."""
-        return blocks if self.count == 1 else self._accelerator.gather(blocks)
+        if not self._gloo:
+            return blocks if self.count == 1 else self._accelerator.gather(blocks)
+        # As Accelerate does it there, without a second copy of what has come.
+        everyone = blocks.new_empty(self.count * len(blocks), *blocks.shape[1:])
+        torch.distributed.all_gather(list(everyone.chunk(self.count)), blocks.contiguous())
+        return everyone
 
     @_explained
     def same_weights(self, model: nn.Module) -> None:

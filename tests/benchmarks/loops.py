@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import StepLR
 
 from .task import MAX_NORM, Row, Task
 
@@ -39,6 +40,23 @@ def train_clipped(task: Task) -> None:
         loss.backward()
         clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
+        losses.append(loss.detach())
+
+
+def train_scheduled(task: Task) -> None:
+    """Train with PyTorch alone, clipping the gradients' norm, with a schedule that steps with the batches."""
+    model, optimizer = task.model, task.optimizer()
+    schedule = StepLR(optimizer, 10**6)
+    losses: list[Tensor] = []
+    model.train()
+    for x, y in task.loader():
+        task.stamp()
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        clip_grad_norm_(model.parameters(), MAX_NORM)
+        optimizer.step()
+        schedule.step()
         losses.append(loss.detach())
 
 
@@ -73,5 +91,6 @@ TRAINING = (
     Row("pytorch", train),
     Row("accelerate", train_accelerate),
     Row("pytorch+clip", train_clipped),
+    Row("pytorch+clip+schedule", train_scheduled),
 )
 EVALUATION = (Row("pytorch", evaluate),)

@@ -12,15 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from zae_engine.trainer import Trainer
 
 from .output import discarded
 
-STEPS_PER_EPOCH = 1000
-# Allocators and caches have settled by then.
-SETTLED = 0.2
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,60 +32,71 @@ def resident_bytes() -> int:
 
 
 class SampledTrainer(Trainer):
-    """Classify, noting the resident set size after each epoch."""
+    """Classify, noting the resident set size before some steps."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, moments: list[int], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.rss: list[int] = []
+        self._moments, self.sizes = iter(moments), list[int]()
+        self._step, self._next = 0, next(self._moments)
 
     def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Return the loss of one batch."""
+        if self._step == self._next:
+            self.sizes.append(resident_bytes())
+            self._next = next(self._moments, -1)
+        self._step += 1
         x, y = batch
         return {"loss": cross_entropy(self.model(x), y)}
 
     test_step = train_step
 
-    def run_epoch(self, loader: Any, **kwargs: Any) -> Any:
-        """Walk the loader, then take a sample."""
-        result = super().run_epoch(loader, **kwargs)
-        self.rss.append(resident_bytes())
-        return result
+
+class Repeated(Dataset[tuple[Tensor, Tensor]]):
+    """Ready batches, the same ones again and again."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._batches = [(torch.randn(4, 8), torch.randint(2, (4,))) for _ in range(100)]
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._batches[index % len(self._batches)]
 
 
-def sample(epochs: int) -> list[int]:
-    """Train a tiny model with its bar on, and return the size after each epoch."""
+def moments_of(steps: int) -> list[int]:
+    """The steps before which the size is noted: when caches have settled, in the middle, and at the end."""
+    return [steps // 20, steps // 2, steps - 1]
+
+
+def sample(steps: int) -> list[int]:
+    """Train a tiny model with its bar on for an epoch, and return its sizes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    batches = [(torch.randn(4, 8), torch.randint(2, (4,))) for _ in range(STEPS_PER_EPOCH)]
     model = nn.Linear(8, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    trainer = SampledTrainer(model, device="cpu", mode="train", optimizer=optimizer, log_bar=True, seed=0)
+    options: dict[str, Any] = {"device": "cpu", "mode": "train", "optimizer": optimizer, "log_bar": True, "seed": 0}
+    trainer = SampledTrainer(moments_of(steps), model, **options)
     with discarded("terminal"):
-        trainer.run(n_epoch=epochs, loader=DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
-    return trainer.rss
+        trainer.run(n_epoch=1, loader=DataLoader(Repeated(steps), batch_size=None))
+    return trainer.sizes
 
 
-def measure_memory(steps: int) -> dict[str, float]:
-    """Train for `steps` steps in a fresh process, where no freed memory of other rows hides a growth.
+def growth_of_an_epoch(steps: int) -> dict[str, Any]:
+    """Train for an epoch of so many steps in a fresh process, where no freed memory of others hides a growth.
 
     Returns
     -------
     dict
-        The bytes after a fifth of the steps and after all, and the growth between them in bytes a step.
+        The bytes at three moments, and what an epoch of 10 million steps adds when it goes on as in the second half.
     """
-    epochs = max(steps // STEPS_PER_EPOCH, 5)
-    command = [sys.executable, "-m", "tests.benchmarks.memory", str(epochs)]
+    command = [sys.executable, "-m", "tests.benchmarks.memory", str(steps)]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    sizes: list[int] = json.loads(output)
-    settled = round(epochs * SETTLED)
-    between = (epochs - settled) * STEPS_PER_EPOCH
-    return {
-        "settled_steps": settled * STEPS_PER_EPOCH,
-        "steps": epochs * STEPS_PER_EPOCH,
-        "settled_bytes": sizes[settled - 1],
-        "bytes": sizes[-1],
-        "bytes_per_step": (sizes[-1] - sizes[settled - 1]) / between,
-    }
+    first, middle, last = sizes = json.loads(output)
+    moments = moments_of(steps)
+    slope = (last - middle) / (moments[2] - moments[1])
+    return {"steps": moments, "bytes": sizes, "ten_million": last - first + max(slope, 0) * (10**7 - moments[2])}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What zae-engine costs beside a bare PyTorch loop, and beside other trainers.
+"""What zae-engine costs beside a bare PyTorch loop, and beside other trainers: every figure with its limit.
 
-Run as ``python -m tests.benchmarks.overhead``; ``--help`` lists the options. Peers that are not installed are
-left out.
+Run as ``python -m tests.benchmarks.overhead``; ``--help`` lists the options, ``--only`` the sections. Peers that are
+not installed are left out. At its end it says which limits are missed.
 
 A step is timed from its beginning to the next one's, within one epoch, so that set-up does not count. Neither
 does what a trainer puts off until the epoch's end; zae-engine reads its losses there and whenever its bar is
@@ -13,18 +13,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from . import loops, zae
-from .calls import report_calls
+from .calls import CONFIGURATIONS, report_calls
 from .imports import measure_imports
+from .limits import Limit, format_limits
 from .measure import Figure, format_table, measure, with_references
-from .memory import measure_memory
+from .memory import growth_of_an_epoch
 from .peers import load_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+Found = tuple[Any, list[Limit]]  # for the JSON file, and what has a limit
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,48 +48,68 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="terminal",
         help="what the bars take it for",
     )
-    parser.add_argument("--memory-steps", type=int, default=100_000, help="steps of the memory run")
-    parser.add_argument("--import-repetitions", type=int, default=10, help="interpreters for each import")
+    parser.add_argument("--memory-steps", type=int, default=400_000, help="steps of the memory run")
+    parser.add_argument("--import-repetitions", type=int, default=15, help="interpreters for each import")
+    parser.add_argument("--quick", action="store_true", help="to see that it works; no figures to report")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.steps, options.warmup, options.repetitions, options.import_repetitions = 40, 5, 2, 2
+        options.memory_steps = 4_000
+    return options
 
 
-def report_table(title: str, figures: list[Figure], differing: list[str]) -> list[dict[str, object]]:
-    """Print a table, and return it for the JSON file."""
-    print(f"{title}\n\n{format_table(figures)}")
-    for name in differing:
-        print(f"note: {name} did not end with the same weights as the row it is against")
-    return [figure.as_dict() for figure in figures]
-
-
-def report_steps(options: argparse.Namespace) -> Any:
+def report_steps(options: argparse.Namespace) -> Found:
     """Measure a training step of every row."""
     peers, skipped = load_rows()
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
     rows = with_references((*loops.TRAINING, *zae.TRAINING, *peers), options.rows)
     figures, differing = measure(rows, options.steps, options.warmup, options.repetitions, options.output)
-    return report_table(f"Training, {options.repetitions} repetitions", figures, differing)
+    found = _report_table(f"Training, {options.repetitions} repetitions", figures, differing)
+    ratios = {figure.name: figure.ratio for figure in figures}
+    limits = []
+    if "zae-engine" in ratios:
+        limits.append(Limit("a step, against the bare loop", ratios["zae-engine"], 1.05))
+    if {"zae-engine", "ignite+bar"} <= set(ratios):
+        limits.append(Limit("a step, against ignite's", ratios["zae-engine"] / ratios["ignite+bar"], 1.0))
+    if zae.ALL in ratios:
+        limits.append(Limit("a step with all at once, against the bare loop that clips", ratios[zae.ALL], 1.08))
+    return found, limits
 
 
-def report_evaluation(options: argparse.Namespace) -> Any:
+def report_evaluation(options: argparse.Namespace) -> Found:
     """Measure an evaluation step."""
     rows = (*loops.EVALUATION, *zae.EVALUATION)
     figures, differing = measure(rows, options.steps, options.warmup, options.repetitions, options.output)
-    return report_table(f"Evaluation, {options.repetitions} repetitions", figures, differing)
+    found = _report_table(f"Evaluation, {options.repetitions} repetitions", figures, differing)
+    return found, [Limit("an evaluation step, against the bare loop", figures[-1].ratio, 1.10)]
 
 
-def report_memory(options: argparse.Namespace) -> Any:
-    """Measure what a long run keeps."""
-    found = measure_memory(options.memory_steps)
-    print("Memory (resident set size)\n")
-    print(f"after {found['settled_steps']:,} steps: {found['settled_bytes'] / 2**20:.1f} MiB")
-    print(f"after {found['steps']:,} steps: {found['bytes'] / 2**20:.1f} MiB")
-    print(f"growth: {found['bytes_per_step']:.2f} bytes a step")
-    return found
+def _report_table(title: str, figures: list[Figure], differing: list[str]) -> list[dict[str, object]]:
+    print(f"{title}\n\n{format_table(figures)}")
+    for name in differing:
+        print(f"note: {name} did not end with the same weights as the row it is against")
+    return [figure.as_dict() for figure in figures]
 
 
-def report_imports(options: argparse.Namespace) -> Any:
+def report_steps_calls(_: argparse.Namespace) -> Found:
+    """Count the package's functions that a step enters."""
+    found = report_calls()
+    return found, [Limit(f"calls a step, {name}", n, CONFIGURATIONS[name][3]) for name, n in found.items()]
+
+
+def report_memory(options: argparse.Namespace) -> Found:
+    """Measure what a long epoch keeps."""
+    found = growth_of_an_epoch(options.memory_steps)
+    print("Memory (resident set size) of one epoch\n")
+    for steps, size in zip(found["steps"], found["bytes"], strict=True):
+        print(f"after {steps:>11,} steps: {size / 2**20:.1f} MiB")
+    print(f"so an epoch of 10 million steps adds {found['ten_million'] / 2**20:.1f} MiB")
+    return found, [Limit("memory that an epoch of 10 million steps adds", found["ten_million"] / 1e6, 50, "MB")]
+
+
+def report_imports(options: argparse.Namespace) -> Found:
     """Measure the import."""
     found = measure_imports(options.import_repetitions)
     print(f"Import, {options.import_repetitions} fresh interpreters each\n")
@@ -90,35 +117,77 @@ def report_imports(options: argparse.Namespace) -> Any:
     print(f"zae_engine: {found['zae_engine_seconds']:.3f} s, ratio {found['ratio']:.2f}")
     for name, state in found["optional"].items():
         print(f"{name}: {state}")
-    return found
+    return found, [Limit("import, against Accelerate's", found["ratio"], 1.05)]
 
 
-def report_steps_calls(_: argparse.Namespace) -> Any:
-    """Count the package's functions that a step enters."""
-    return report_calls()
+# ---------------------------------------------------------------------- benchmarks that are commands of their own
 
 
-SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
+def _run(module: str, options: argparse.Namespace, *arguments: str) -> Any:
+    """Run another benchmark, and return what it wrote."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        quick = ["--quick"] if options.quick else []
+        command = [sys.executable, "-m", f"{__package__}.{module}", *arguments, *quick, "--json", str(file)]
+        subprocess.run(command, cwd=ROOT, check=True)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def report_processes(options: argparse.Namespace) -> Found:
+    """Measure two processes beside a loop with DistributedDataParallel."""
+    found, limits = _run("processes", options), []
+    for model, rows in found["models"].items():
+        limits += [Limit(f"two processes against DDP, {model}", row["ratio"], 1.05)
+                   for row in rows if row["row"] == "zae-engine"]  # fmt: skip
+    return found, limits
+
+
+def report_shards(options: argparse.Namespace) -> Found:
+    """Measure micro-batches and shards."""
+    found, limits = _run("shards", options), []
+    for on, models in found.items():
+        for model, rows in models.items():
+            for row in rows:
+                if at_most := _limit_of_pieces(on, row["row"], row["against"]):
+                    name = f"{row['row']} against {row['against']}, {model}, {on}"
+                    limits.append(Limit(name, row["ratio"], at_most))
+    return found, limits
+
+
+def _limit_of_pieces(on: str, row: str, against: str) -> float | None:
+    if row.startswith("shards"):
+        wanted = {"1 process": ("micro-batches", 1.10), "2 processes": ("by hand", 1.15)}[on]
+        return wanted[1] if wanted[0] in against else None
+    return 1.05 if row == "4 micro-batches" and against.startswith("by hand") else None
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
     "step": report_steps,
     "calls": report_steps_calls,
     "eval": report_evaluation,
     "memory": report_memory,
     "import": report_imports,
+    "processes": report_processes,
+    "shards": report_shards,
 }
 
 
 def main() -> None:
-    """Run the sections that were asked for."""
+    """Run the sections that were asked for, then show the limits."""
     options = parse_arguments()
     # Trainers that pick a device themselves would leave the CPU otherwise.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    found = {}
+    found, limits = dict[str, Any](), list[Limit]()
     for name in options.only or SECTIONS:
-        found[name] = SECTIONS[name](options)
+        found[name], limited = SECTIONS[name](options)
+        limits += limited
         print(flush=True)
+    if limits:
+        print(format_limits(limits))
     if options.json is not None:
+        found["limits"] = {limit.name: limit.as_dict() for limit in limits}
         options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 

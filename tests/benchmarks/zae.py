@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import StepLR
 
 from zae_engine.trainer import Trainer
-from zae_engine.trainer.addons import StateManagerAddon
+from zae_engine.trainer.addons import EarlyStoppingAddon, StateManagerAddon
 
 from .task import MAX_NORM, Batch, Row, Task
+
+ALL = "zae-engine+clip+schedule+state+stopping"
 
 
 class StampedTrainer(Trainer):
@@ -52,6 +55,15 @@ def train_clipped(task: Task) -> None:
     trainer.run(n_epoch=1, loader=task.loader())
 
 
+def train_with_all(task: Task) -> None:
+    """Train for one epoch with clipping, a schedule that steps with the batches, and two add-ons."""
+    kind, optimizer = StampedTrainer.add_on(StateManagerAddon, EarlyStoppingAddon), task.optimizer()
+    schedule = {"scheduler": StepLR(optimizer, 10**6), "scheduler_step_on_batch": True}
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"mode": "train", "log_bar": True, "seed": 0, "gradient_clip": MAX_NORM, "save_path": folder}
+        kind(task, optimizer=optimizer, **schedule, **options).run(n_epoch=1, loader=task.loader())
+
+
 def evaluate(task: Task) -> None:
     """Evaluate once."""
     StampedTrainer(task, mode="test", log_bar=True).run(1, task.loader())
@@ -61,5 +73,6 @@ TRAINING = (
     Row("zae-engine", train),
     Row("zae-engine+state", train_kept, against="zae-engine"),
     Row("zae-engine+clip", train_clipped, against="pytorch+clip"),
+    Row(ALL, train_with_all, against="pytorch+clip+schedule"),
 )
 EVALUATION = (Row("zae-engine", evaluate),)

@@ -79,6 +79,14 @@ class Graph:
         return Graph(self.edges.to(device))
 
 
+class Encoding:
+    """As a tokenizer's: it can be told not to wait for its copy."""
+
+    def to(self, device, *, non_blocking=False):
+        self.waits = not non_blocking
+        return self
+
+
 def arange(count, *shape):
     return torch.arange(count).reshape(-1, *([1] * len(shape))).expand(count, *shape)
 
@@ -139,6 +147,16 @@ def test_a_packed_sequence_is_moved_by_its_own_to():
     assert type(placed) is type(packed)
     assert placed.data.device.type == "meta"
     assert placed.batch_sizes.device.type == "cpu"  # torch insists on it
+
+
+@pytest.mark.parametrize("non_blocking", [True, False])
+def test_an_object_that_need_not_wait_for_its_copy_is_told_so(non_blocking):
+    assert place([Encoding()], META, non_blocking)[0].waits is not non_blocking
+
+
+def test_other_objects_are_placed_as_ever_where_nothing_waits():
+    assert place(Graph(torch.ones(2, 5)), META, non_blocking=True).edges.device.type == "meta"
+    assert place(pack_sequence([torch.ones(3)]), META, non_blocking=True).data.device.type == "meta"
 
 
 def test_map_nest_calls_the_function_on_leaves_only():

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import inspect
 import math
 from collections import UserDict
 from collections.abc import Callable, Iterator, MutableMapping
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 
 
 def is_nest(value: Any) -> bool:
@@ -86,10 +88,22 @@ def place(nest: Any, device: torch.device, non_blocking: bool = False) -> Any:
     if isinstance(nest, Tensor):
         return nest.to(device, non_blocking=non_blocking)
     if callable(to := getattr(nest, "to", None)):  # a packed sequence, a tokenizer's encoding, an object of the user's
-        return to(device)
+        waits = not (non_blocking and _need_not_wait(type(nest)))  # type: ignore[arg-type]  # a class can be hashed
+        return to(device) if waits else to(device, non_blocking=True)
     if is_nest(nest):
         return rebuild(nest, lambda child: place(child, device, non_blocking))
     return nest
+
+
+@cache
+def _need_not_wait(kind: type) -> bool:
+    """Whether the ``to`` of such objects says that it takes ``non_blocking``."""
+    if issubclass(kind, PackedSequence):  # whose takes anything, and hands it on to its tensors
+        return True
+    try:
+        return "non_blocking" in inspect.signature(kind.to).parameters  # type: ignore[attr-defined]  # it has one
+    except (AttributeError, TypeError, ValueError):  # an object that has it by itself, or does not tell
+        return False
 
 
 def _in_memory(leaf: Any) -> Any:

@@ -15,7 +15,7 @@ from ..data.random_streams import generators_kept
 from ..data.sample_ids import in_dataset_order
 from ..data.window import Window
 from ..interface import Face
-from ..nested_values import map_nest, place, snapshots, to_cpu
+from ..nested_values import map_nest, snapshots, to_cpu
 from ..processes.agreement import Agreement
 from ..records.gather import joined
 from ..records.pooling import Sums, pooled, with_metrics
@@ -147,7 +147,7 @@ class Evaluator:
             with self.surroundings(trainer, 0), generators_kept(loader), self._recorder.own.silent():
                 plan = self.plan(trainer, in_dataset_order(loader))
                 for number, batch in enumerate(plan):
-                    window = plan.window(place(batch, self._place.device))
+                    window = plan.window(self._place.send(batch))
                     if (values := self._tested(trainer, window)) is not None:
                         outputs[number] = map_nest(to_cpu, refusals.check_output(values))
         finally:

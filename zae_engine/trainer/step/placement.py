@@ -20,7 +20,6 @@ from ..data.plan import BatchPlan
 from ..data.random_streams import set_streams
 from ..data.window import Window
 from ..interface import Face, decide
-from ..nested_values import place
 from ..processes.agreement import refuse_different
 from ..processes.device import Device, make_accelerator
 from ..processes.group import Processes, is_sharded
@@ -28,6 +27,7 @@ from ..processes.max_wait import Guard
 from .fixed_shards import ShardSum, check_divides
 from .modes import Modes
 from .same_model import SameModel
+from .to_device import sender
 from .trained_parameters import Trained, in_words
 from .update import (
     DelegatedUpdate,
@@ -68,6 +68,8 @@ class Placement:
     device : torch.device
     moves : bool
         Whether batches have to be brought to the device.
+    send : callable
+        Returns a batch that is there.
     processes : Processes
     guard : Guard
         Of its waits.
@@ -116,7 +118,7 @@ class Placement:
         """Take a place among the processes that train; a worker of a session does so anew."""
         self.accelerator = make_accelerator(device, mixed_precision, trainer.kwargs_handlers, trainer.max_wait)
         self.device: torch.device = self.accelerator.device
-        self.moves = self.device.type != "cpu"
+        self.moves, self.send = self.device.type != "cpu", sender(self.device)
         decide(trainer, device=self.device, mixed_precision=self.accelerator.mixed_precision)
         self.processes = Processes(self.accelerator)
         self.guard = Guard(trainer, self.processes, trainer.max_wait)
@@ -184,7 +186,7 @@ class Placement:
     def window(self, trainer: Face, batch: Any) -> Window:
         """The window of a batch of the present plan, or of a global batch that came without one, on the device."""
         if self.moves:
-            batch = place(batch, self.device, non_blocking=self.device.type == "cuda")
+            batch = self.send(batch)
         return (self.guard.plans.get(trainer.mode) or self.plan(trainer, None)).window(batch)
 
     # ------------------------------------------------------------------ model and optimizer

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.benchmarks.gpu import probes
+from tests.benchmarks.gpu.__main__ import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 def quick(tmp_path):
     """Runs a benchmark quickly, and returns what it found."""
 
-    def run(name):
+    def run(name, *more):
         file = tmp_path / f"{name}.json"
-        command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--quick", "--json", str(file)]
+        command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--quick", "--json", str(file), *more]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
         assert done.returncode == 0, done.stderr
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -95,3 +99,38 @@ def test_loggers(quick):
     assert names(rows) == ["no add-on", "csv"]
     assert [list(row["start_s"]) for row in rows] == [[], ["csv"]]
     assert all(min(row["cpu_us"], row["thread_us"]) > 0 and row["end_s"] >= 0 for row in rows)
+
+
+@pytest.mark.usefixtures("starts_processes")
+@pytest.mark.slow
+def test_gpu_on_a_cpu(quick):
+    found, shown = quick("gpu", "--device", "cpu")
+    assert [len(rows) for rows in found["rows"].values()] == [4, 4, 6, 3, 3, 3]
+    for rows in found["rows"].values():
+        assert {"by hand", "by hand, once more", "zae-engine"} <= set(names(rows))
+        # The trainer trains what the loop by hand does, to the bit; a fused optimizer is another one.
+        assert all(row["same_bits"] for row in rows if row["row"].startswith("zae-engine"))
+    assert found["left out"] == []
+    assert "the figures say nothing" in shown
+
+
+@pytest.mark.usefixtures("starts_processes")
+@pytest.mark.slow
+def test_gpu_leaves_out_what_does_not_fit(quick):
+    found, shown = quick("gpu", "--device", "cpu", "--seconds", "-1")
+    assert set(map(len, found["rows"].values())) == {0}
+    assert "left out: tiny MLP, bf16, eager: it takes about 0 s, and 0 s are left (--seconds)" in shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_says_what_to_write_where_there_is_none():
+    with pytest.raises(SystemExit, match=r"there is no GPU here .* write --device cpu to try the script"):
+        parse_arguments([])
+
+
+@pytest.mark.parametrize(
+    ("spans", "share"),
+    [([], None), ([(1, 1)], None), ([(0, 4)], 0), ([(3, 4), (0, 1)], 0.5), ([(0, 10), (2, 3), (15, 20)], 0.25)],
+)
+def test_the_share_of_the_time_in_which_a_device_is_idle(spans, share):
+    assert probes.idle_share(spans) == share

@@ -105,11 +105,13 @@ class Stamped(Trainer):
     """Notes when each step begins."""
 
     stamps: list[float]
+    waits: Callable[[], None]  # until the device has done what it was given
     ahead: Callable[[], None]  # of the step after which a save is due
     after: Callable[[], None]  # of that step
 
     def train_step(self, batch: Tensor) -> dict[str, Tensor]:
         """Make a small step."""
+        self.waits()
         self.stamps.append(perf_counter())
         loss = self.model(batch).square().mean()
         return {"loss": loss}
@@ -125,10 +127,10 @@ class Stamped(Trainer):
             self.after()
 
 
-def build(case: Case) -> tuple[Wide, torch.optim.Optimizer]:
+def build(case: Case, device: str) -> tuple[Wide, torch.optim.Optimizer]:
     """A model and its optimizer, which has taken a step on all of it."""
     torch.manual_seed(0)
-    model = Wide(case)
+    model = Wide(case).to(device)
     optimizer = case.optimizer(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -150,10 +152,10 @@ def save_plainly(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path,
             os.fsync(file.fileno())
 
 
-def run(case: Case, way: str, saves: int, folder: Path, found: Pauses) -> None:
+def run(case: Case, way: str, saves: int, folder: Path, found: Pauses, device: str = "cpu") -> None:
     """Train once, with `saves` saves, and note the pauses."""
-    model, optimizer = build(case)
-    options: dict[str, Any] = {"device": "cpu", "optimizer": optimizer, "log_bar": True, "seed": 0}
+    model, optimizer = build(case, device)
+    options: dict[str, Any] = {"device": device, "optimizer": optimizer, "log_bar": True, "seed": 0}
     kind: Any = Stamped
     if "checkpoint" in way:
         kind = Stamped.add_on(StateManagerAddon)
@@ -162,6 +164,7 @@ def run(case: Case, way: str, saves: int, folder: Path, found: Pauses) -> None:
     with discarded("terminal"):
         trainer = kind(model, **options)
         trainer.stamps, trainer.ahead, trainer.after = [], nothing, nothing
+        trainer.waits = torch.cuda.synchronize if device == "cuda" else nothing
         if "checkpoint" in way:
             trainer.ahead = lambda: trainer._checkpointer._saver.wait()
         else:
@@ -193,14 +196,14 @@ def note(trainer: Any, saves: int, found: Pauses) -> None:
 WAYS = ("torch.save", "torch.save, flushed", "checkpoint", "checkpoint, asynchronous")
 
 
-def measure(case: Case, saves: int, repetitions: int, parent: Path) -> dict[str, Pauses]:
+def measure(case: Case, saves: int, repetitions: int, parent: Path, device: str = "cpu") -> dict[str, Pauses]:
     """Run every way in turn."""
     found = {way: Pauses() for way in WAYS}
     for repetition in range(repetitions):
         first = repetition % len(WAYS)
         for way in (*WAYS[first:], *WAYS[:first]):
             folder = parent / "run"
-            run(case, way, saves, folder, found[way])
+            run(case, way, saves, folder, found[way], device)
             shutil.rmtree(folder)
     return found
 

@@ -1,0 +1,1 @@
+"""What a step costs on a GPU; run as ``python -m tests.benchmarks.gpu``."""

@@ -147,7 +147,8 @@ def test_no_step_that_shows_nothing_waits_for_the_device(monkeypatch, kind, opti
 def test_nor_does_one_beside_a_state_manager(tmp_path):
     model = mlp()
     kind = Strict.add_on(StateManagerAddon)
-    trainer = make(kind, model=model, optimizer=sgd(model), device=CUDA, save_path=tmp_path, save_every="100st")
+    options = {"save_path": tmp_path, "save_every": "100st", "log_every": "100st"}
+    trainer = make(kind, model=model, optimizer=sgd(model), device=CUDA, **options)
     trainer.run(1, loader(8 * 24, pin_memory=True))
     assert trainer.progress_checker.get_step() - 1 == 24
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import torch
-from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 
+from . import loops
 from .digits import BATCH_SIZE, EPOCHS, DigitsTask, make_dataset
 from .output import discarded
 from .zae import StampedTrainer
@@ -33,6 +33,8 @@ PEERS = {
     "lightning": "accumulate_lightning",
     "transformers": "accumulate_transformers",
     "pytorch-accelerated": "accumulate_pytorch_accelerated",
+    "ignite": "accumulate_ignite",
+    "torchtnt": "accumulate_torchtnt",
 }
 
 
@@ -40,7 +42,7 @@ def train_pytorch(task: DigitsTask) -> None:
     """Train on whole batches with PyTorch alone."""
     model, optimizer = task.model, task.optimizer()
     model.train()
-    for _ in range(EPOCHS):
+    for _ in range(task.epochs):
         for x, y in task.whole_loader():
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
@@ -49,15 +51,7 @@ def train_pytorch(task: DigitsTask) -> None:
 
 def train_accelerate(task: DigitsTask) -> None:
     """Train with Accelerate, as its documentation writes the loop."""
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=task.parts)
-    model, optimizer, loader = accelerator.prepare(task.model, task.optimizer(), task.loader())
-    model.train()
-    for _ in range(EPOCHS):
-        for x, y in loader:
-            with accelerator.accumulate(model):
-                accelerator.backward(cross_entropy(model(x), y))
-                optimizer.step()
-                optimizer.zero_grad()
+    loops.train_accelerate(task, epochs=task.epochs, gradient_accumulation_steps=task.parts)
 
 
 def train_zae(task: DigitsTask) -> None:
@@ -67,10 +61,10 @@ def train_zae(task: DigitsTask) -> None:
         mode="train",
         optimizer=task.optimizer(),
         gradient_accumulation_steps=task.parts,
-        log_bar=False,
+        log_bar=True,
         seed=0,
     )
-    trainer.run(n_epoch=EPOCHS, loader=task.whole_loader())
+    trainer.run(n_epoch=task.epochs, loader=task.whole_loader())
 
 
 @dataclass(frozen=True)

@@ -110,13 +110,22 @@ def parse(
     name: str, description: str | None, repetitions: int, arguments: list[str] | None = None
 ) -> argparse.Namespace:
     """Return the options that every command of this kind has: ``repetitions``, ``quick`` and ``json``."""
+    return settle(make_parser(name, description, repetitions).parse_args(arguments))
+
+
+def make_parser(name: str, description: str | None, repetitions: int) -> argparse.ArgumentParser:
+    """Return the parser of these options, for a command that adds some of its own."""
     parser = argparse.ArgumentParser(prog=f"python -m tests.benchmarks.{name}", description=description)
     parser.add_argument("--repetitions", type=int, default=repetitions, help="runs of each row")
     parser.add_argument(
         "--quick", action="store_true", help="a few seconds, to see that it works; no figures to report"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def settle(options: argparse.Namespace) -> argparse.Namespace:
+    """A quick run runs once."""
     if options.quick:
         options.repetitions = 1
     return options

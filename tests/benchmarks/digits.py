@@ -44,6 +44,7 @@ class DigitsTask(Task):
         self.data = data
         self.parts = parts
         self.micro_size = BATCH_SIZE // parts
+        self.epochs = EPOCHS
         self.steps = 0
 
     def whole_loader(self) -> DataLoader[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,7 @@ OPTIONAL = ("wandb", "neptune", "matplotlib")
 def time_import(module: str) -> float:
     """Return the seconds that a fresh interpreter takes to import `module` and leave."""
     begin = perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", f"import {module}"], cwd=ROOT, check=True)
     return perf_counter() - begin
 
 
@@ -34,6 +35,17 @@ def loaded_by(module: str) -> dict[str, str]:
     }
 
 
+def alternate_imports(modules: Sequence[str], repetitions: int) -> dict[str, list[float]]:
+    """Return the seconds of each module's imports, which take turns, after one that does not count."""
+    for module in modules:
+        time_import(module)  # writes the byte code, reads the files into the cache
+    seconds: dict[str, list[float]] = {module: [] for module in modules}
+    for _ in range(repetitions):
+        for module in modules:
+            seconds[module].append(time_import(module))
+    return seconds
+
+
 def measure_imports(repetitions: int) -> dict[str, Any]:
     """Import zae-engine and Accelerate in turn.
 
@@ -42,12 +54,7 @@ def measure_imports(repetitions: int) -> dict[str, Any]:
     dict
         The median seconds of each, the median ratio of neighbours, and what became of the optional packages.
     """
-    for module in ("accelerate", "zae_engine.trainer"):
-        time_import(module)  # writes the byte code, reads the files into the cache
-    accelerate, own = [], []
-    for _ in range(repetitions):
-        accelerate.append(time_import("accelerate"))
-        own.append(time_import("zae_engine.trainer"))
+    accelerate, own = alternate_imports(("accelerate", "zae_engine.trainer"), repetitions).values()
     return {
         "accelerate_seconds": median(accelerate),
         "zae_engine_seconds": median(own),

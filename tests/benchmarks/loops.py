@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,20 +61,23 @@ def train_scheduled(task: Task) -> None:
         losses.append(loss.detach())
 
 
-def train_accelerate(task: Any, **settings: Any) -> None:
+def train_accelerate(task: Any, max_norm: float = 0.0, epochs: int = 1, **settings: Any) -> None:
     """Train with Accelerate, as its documentation writes the loop; `settings` are its own."""
     accelerator = Accelerator(cpu=True, **settings)
     model, optimizer, loader = accelerator.prepare(task.model, task.optimizer(), task.loader())
     losses: list[Tensor] = []
     model.train()
-    for x, y in loader:
-        task.stamp()
-        with accelerator.accumulate(model):
-            loss = cross_entropy(model(x), y)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
+    for _ in range(epochs):
+        for x, y in loader:
+            task.stamp()
+            with accelerator.accumulate(model):
+                loss = cross_entropy(model(x), y)
+                accelerator.backward(loss)
+                if max_norm and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), max_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.detach())
 
 
 def evaluate(task: Task) -> None:
@@ -87,10 +91,24 @@ def evaluate(task: Task) -> None:
             total += cross_entropy(model(x), y)
 
 
+def evaluate_accelerate(task: Task) -> None:
+    """Evaluate with Accelerate, summing the loss."""
+    accelerator = Accelerator(cpu=True)
+    model, loader = accelerator.prepare(task.model, task.loader())
+    total = torch.zeros(())
+    model.eval()
+    with torch.no_grad():
+        for x, y in loader:
+            task.stamp()
+            total += cross_entropy(model(x), y)
+    accelerator.reduce(total)
+
+
 TRAINING = (
     Row("pytorch", train),
     Row("accelerate", train_accelerate),
     Row("pytorch+clip", train_clipped),
     Row("pytorch+clip+schedule", train_scheduled),
+    Row("accelerate+clip", partial(train_accelerate, max_norm=MAX_NORM), against="pytorch+clip"),
 )
-EVALUATION = (Row("pytorch", evaluate),)
+EVALUATION = (Row("pytorch", evaluate), Row("accelerate", evaluate_accelerate))

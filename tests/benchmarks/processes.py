@@ -11,7 +11,7 @@ what a process waits for the other one, and is less disturbed by what else runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from statistics import median
@@ -26,7 +26,13 @@ from .shares import Problem, Rows, sizes, train_by_hand, train_zae
 from .task import MAX_NORM
 
 PROCESSES = 2
-PEERS = {"lightning": "ddp_lightning", "transformers": "ddp_transformers"}
+PEERS = {
+    "lightning": "ddp_lightning",
+    "transformers": "ddp_transformers",
+    "pytorch-accelerated": "ddp_pytorch_accelerated",
+    "ignite": "ddp_ignite",
+    "torchtnt": "ddp_torchtnt",
+}
 
 
 def train_accelerate(problem: Problem) -> None:
@@ -60,13 +66,34 @@ def load_rows() -> tuple[dict[str, tuple[Callable[[Problem], None], str]], dict[
     return rows, skipped
 
 
-def measure(quick: bool, repetitions: int, peers: bool) -> dict[str, Any]:
-    """Measure every row, in each of the processes; what process 0 returns is the result."""
+def measure(
+    quick: bool, repetitions: int, peers: bool, only: Sequence[str] = (), models: int | None = None
+) -> dict[str, Any]:
+    """Measure every row, in each of the processes; what process 0 returns is the result.
+
+    Parameters
+    ----------
+    quick : bool
+    repetitions : int
+    peers : bool
+        Whether the other trainers' rows are measured, too.
+    only : sequence of str
+        The rows to measure; all by default.
+    models : int
+        How many of the models, the tiny one first; all by default.
+
+    Returns
+    -------
+    dict
+        What was skipped, and for each model what the rows took.
+    """
     rows, skipped = load_rows()
     if not peers:
         rows = {name: row for name, row in rows.items() if name not in PEERS}
+    if only:
+        rows = {name: row for name, row in rows.items() if name in only}
     found: dict[str, Any] = {"skipped": skipped, "models": {}}
-    for size in sizes(quick):
+    for size in sizes(quick)[:models]:
         run = Rows(size)
         table = [Block(name, run.block(name, train), against) for name, (train, against) in rows.items()]
         figures = [comparison.as_dict() for comparison in blocks.alternate(table, repetitions)]

@@ -22,8 +22,13 @@ PEERS = {
 }
 
 
-def load_rows() -> tuple[list[Row], dict[str, str]]:
+def load_rows(kind: str = "ROWS") -> tuple[list[Row], dict[str, str]]:
     """Import the peers.
+
+    Parameters
+    ----------
+    kind : {'ROWS', 'CLIPPED', 'EVALUATION'}
+        Which rows; a peer need not have all kinds.
 
     Returns
     -------
@@ -36,7 +41,7 @@ def load_rows() -> tuple[list[Row], dict[str, str]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                rows.extend(import_module(f"{__name__}.{module}").ROWS)
+                rows.extend(getattr(import_module(f"{__name__}.{module}"), kind, ()))
         except ImportError as error:
             skipped[peer] = str(error)
     return rows, skipped

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
-from ..digits import EPOCHS, DigitsTask
+from ..digits import DigitsTask
 
 
 class MeanLossTrainer(Trainer):
     """The user's part: the mean loss of a micro-batch, which the trainer scales."""
 
+    task: DigitsTask
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of one micro-batch."""
+        self.task.stamp()
         return cross_entropy(model(inputs["x"]), inputs["y"])
 
 
@@ -29,18 +32,19 @@ def train(task: DigitsTask) -> None:
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            num_train_epochs=EPOCHS,
+            num_train_epochs=task.epochs,
             per_device_train_batch_size=task.micro_size,
             gradient_accumulation_steps=task.parts,
             train_sampling_strategy="sequential",
             remove_unused_columns=False,
             lr_scheduler_type="constant",
             max_grad_norm=0.0,
-            logging_strategy="no",
             save_strategy="no",
             report_to="none",
             use_cpu=True,
         )
         # Its batches are dictionaries.
         named = [{"x": x, "y": y} for x, y in zip(*task.data.tensors, strict=True)]
-        MeanLossTrainer(task.model, arguments, train_dataset=named, optimizers=(task.optimizer(), None)).train()
+        trainer = MeanLossTrainer(task.model, arguments, train_dataset=named, optimizers=(task.optimizer(), None))
+        trainer.task = task
+        trainer.train()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import keras
 import torch
 from torch import Tensor, nn
 
-from ..task import CLASSES, FEATURES, LEARNING_RATE, MOMENTUM, Row, Task
+from ..task import CLASSES, FEATURES, LEARNING_RATE, MAX_NORM, MOMENTUM, Row, Task
 
 if keras.backend.backend() != "torch":
     raise ImportError(f"keras runs on {keras.backend.backend()}, set KERAS_BACKEND=torch")
@@ -24,8 +25,13 @@ class StampedModel(keras.Model):
         self.task.stamp()
         return super().train_step(data)
 
+    def test_step(self, data: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        """Evaluate one batch."""
+        self.task.stamp()
+        return super().test_step(data)
 
-def build(task: Task) -> StampedModel:
+
+def build(task: Task, **settings: Any) -> StampedModel:
     """Return the same network, made of Keras's layers, with the weights of the task's model."""
     inputs = keras.Input((FEATURES,))
     hidden = keras.layers.Dense(64, activation="relu")(inputs)
@@ -33,7 +39,7 @@ def build(task: Task) -> StampedModel:
     model.task = task
     model.set_weights([p.detach().T.numpy() for p in task.model.parameters()])
     model.compile(
-        optimizer=keras.optimizers.SGD(LEARNING_RATE, momentum=MOMENTUM),
+        optimizer=keras.optimizers.SGD(LEARNING_RATE, momentum=MOMENTUM, **settings),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model
@@ -46,11 +52,18 @@ def copy_weights(model: keras.Model, module: nn.Module) -> None:
             parameter.copy_(torch.from_numpy(weight.T))
 
 
-def train(task: Task) -> None:
-    """Train for one epoch."""
-    model = build(task)
+def train(task: Task, **settings: Any) -> None:
+    """Train for one epoch; `settings` are the optimizer's."""
+    model = build(task, **settings)
     model.fit(task.loader(), epochs=1)
     copy_weights(model, task.model)
 
 
+def evaluate(task: Task) -> None:
+    """Evaluate once."""
+    build(task).evaluate(task.loader())
+
+
 ROWS = (Row("keras", train),)
+CLIPPED = (Row("keras+clip", partial(train, global_clipnorm=MAX_NORM), against="pytorch+clip"),)
+EVALUATION = (Row("keras", evaluate),)

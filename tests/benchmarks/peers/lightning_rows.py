@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
+from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..task import Batch, Row, Task
+from ..task import MAX_NORM, Batch, Row, Task
 
 # Its notices go to a handler that keeps the original stderr.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -31,15 +33,33 @@ class Module(lightning.LightningModule):
         self.log("train_loss", loss)
         return loss
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss of one batch, of which it takes the mean over the epoch."""
+        self.task.stamp()
+        x, y = batch
+        self.log("val_loss", cross_entropy(self.model(x), y))
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer."""
         return self.task.optimizer()
 
 
-def train(task: Task) -> None:
-    """Train for one epoch."""
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    trainer.fit(Module(task), task.loader())
+def make_trainer(**settings: Any) -> lightning.Trainer:
+    """Return a trainer for one epoch on the CPU."""
+    ours: dict[str, Any] = {"max_epochs": 1, "devices": 1, "logger": False, "enable_checkpointing": False}
+    return lightning.Trainer(accelerator="cpu", **(ours | settings))
+
+
+def train(task: Task, **settings: Any) -> None:
+    """Train for one epoch; `settings` are the trainer's."""
+    make_trainer(**settings).fit(Module(task), task.loader())
+
+
+def evaluate(task: Task) -> None:
+    """Evaluate once."""
+    make_trainer().validate(Module(task), task.loader())
 
 
 ROWS = (Row("lightning", train),)
+CLIPPED = (Row("lightning+clip", partial(train, gradient_clip_val=MAX_NORM), against="pytorch+clip"),)
+EVALUATION = (Row("lightning", evaluate),)

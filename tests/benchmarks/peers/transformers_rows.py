@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from ..task import Row, Task
+from ..task import MAX_NORM, Row, Task
 
 
 class StampedTrainer(Trainer):
@@ -24,6 +25,7 @@ class StampedTrainer(Trainer):
             model=task.model,
             args=args,
             train_dataset=self.loader.dataset,
+            eval_dataset=self.loader.dataset,
             optimizers=(task.optimizer(), None),
         )
         self.task = task
@@ -32,25 +34,46 @@ class StampedTrainer(Trainer):
         """Return the ready batches, prepared as its own loader would be."""
         return cast("DataLoader[Any]", self.accelerator.prepare(self.loader))
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss of one batch."""
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the ready batches, prepared as its own loader would be."""
+        return cast("DataLoader[Any]", self.accelerator.prepare(self.loader))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, *args: Any, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one batch, with the model's output when it evaluates."""
         self.task.stamp()
-        return cross_entropy(model(inputs["x"]), inputs["y"])
+        output = model(inputs["x"])
+        loss = cross_entropy(output, inputs["y"])
+        return (loss, {"output": output}) if return_outputs else loss
 
 
-def train(task: Task) -> None:
-    """Train for one epoch with a constant learning rate and no clipping, as the other rows do."""
+def run(task: Task, method: str, max_norm: float = 0.0) -> None:
+    """Call a method of a trainer with a constant learning rate and no clipping by default, as the other rows do."""
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=1,
             lr_scheduler_type="constant",
-            max_grad_norm=0.0,
+            max_grad_norm=max_norm,
+            label_names=["y"],
             save_strategy="no",
             report_to="none",
             use_cpu=True,
         )
-        StampedTrainer(task, arguments).train()
+        getattr(StampedTrainer(task, arguments), method)()
+
+
+def train(task: Task, max_norm: float = 0.0) -> None:
+    """Train for one epoch."""
+    run(task, "train", max_norm)
+
+
+def evaluate(task: Task) -> None:
+    """Evaluate once."""
+    run(task, "evaluate")
 
 
 ROWS = (Row("transformers", train),)
+CLIPPED = (Row("transformers+clip", partial(train, max_norm=MAX_NORM), against="pytorch+clip"),)
+EVALUATION = (Row("transformers", evaluate),)

@@ -202,7 +202,7 @@ COLUMNS = {
     "eval": Column("evaluation step", time_evaluation),
     "micro": Column(f"{accumulation.PARTS} micro-batches", time_micro_batches),
     "processes": Column("two processes", time_processes),
-    "weights": Column("whole batches or micro-batches: weights differ by", differ, show_difference),
+    "weights": Column("micro-batches change the weights by", differ, show_difference),
     "import": Column("import", time_imports, show_seconds),
 }
 
@@ -224,7 +224,8 @@ def present(names: Sequence[str]) -> tuple[list[str], list[str]]:
 def format_table(names: Sequence[str], cells: dict[str, Cells]) -> str:
     """Lay the table out in Markdown, the rows of one loop twice one below the other."""
     lines = [f"| | {' | '.join(COLUMNS[column].title for column in cells)} |", "|---" * (len(cells) + 1) + "|"]
-    for name in [each for name in names for each in ((name, AGAIN) if name == HAND else (name,))]:
+    where = names.index(HAND) + 1
+    for name in (*names[:where], AGAIN, *names[where:]):
         label = "the same loop again" if name == AGAIN else str(TRAINERS[name])
         shown = [COLUMNS[column].show(found[name]) if name in found else "–" for column, found in cells.items()]
         if name == "zae-engine":

@@ -1,4 +1,4 @@
-"""pytorch-accelerated: its `Trainer` with the default callbacks, a bar among them."""
+"""pytorch-accelerated: its `Trainer` with the default callbacks, a bar among them. It clips values, but not their norm."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ class StampedTrainer(Trainer):
         self.task.stamp()
         return super().calculate_train_batch_loss(batch)
 
+    def calculate_eval_batch_loss(self, batch: Batch) -> dict[str, Any]:
+        """Return the loss, the output and the batch size."""
+        self.task.stamp()
+        return super().calculate_eval_batch_loss(batch)
+
 
 def take_only(batches: list[Batch]) -> Batch:
     """Unwrap the single ready batch."""
@@ -40,4 +45,12 @@ def train(task: Task) -> None:
     )
 
 
+def evaluate(task: Task) -> None:
+    """Evaluate once."""
+    StampedTrainer(task).evaluate(
+        task.batches, per_device_batch_size=1, collate_fn=take_only, dataloader_kwargs={"num_workers": 0}
+    )
+
+
 ROWS = (Row("pytorch-accelerated", train),)
+EVALUATION = (Row("pytorch-accelerated", evaluate),)

@@ -134,3 +134,18 @@ def test_gpu_says_what_to_write_where_there_is_none():
 )
 def test_the_share_of_the_time_in_which_a_device_is_idle(spans, share):
     assert probes.idle_share(spans) == share
+
+
+@pytest.mark.usefixtures("starts_processes")
+@pytest.mark.slow
+def test_compare(quick):
+    found, shown = quick("compare")
+    cells = found["cells"]
+    assert list(cells) == ["step", "clip", "eval", "micro", "processes", "weights", "import"]
+    assert all(value > 0 for column in cells.values() for value in column.values())
+    assert all({"zae-engine", "accelerate"} <= set(column) for column in cells.values())
+    assert cells["weights"]["zae-engine"] < 1e-6 < cells["weights"]["accelerate"]
+    assert not [note for note in found["notes"] if "weights" in note]
+    table = [line for line in shown.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {len(cells) + 2}
+    assert len(table) >= 6

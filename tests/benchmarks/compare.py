@@ -38,34 +38,35 @@ class Trainer:
     name : str
         What the other benchmarks call it.
     label : str
+        With braces where the version goes.
     module : str
-        What its user imports; none is timed if empty.
+        What its user imports.
     package : str
         Whose version is shown.
     """
 
     name: str
     label: str
-    module: str = ""
-    package: str = ""
+    module: str
+    package: str
 
     def __str__(self) -> str:
         number = zae_engine.__version__ if self.package == "zae-engine" else version(self.package)
-        return f"{self.label} {number.partition('+')[0]}"
+        return self.label.format(number.partition("+")[0])
 
 
 TRAINERS = {
     trainer.name: trainer
     for trainer in (
-        Trainer("zae-engine", "zae-engine", "zae_engine.trainer", "zae-engine"),
-        Trainer(HAND, "PyTorch", "torch", "torch"),
-        Trainer("accelerate", "Accelerate", "accelerate", "accelerate"),
-        Trainer("ignite", "Ignite", "ignite.engine", "pytorch-ignite"),
-        Trainer("torchtnt", "TorchTNT", "torchtnt.framework", "torchtnt"),
-        Trainer("pytorch-accelerated", "pytorch-accelerated", "pytorch_accelerated", "pytorch-accelerated"),
-        Trainer("transformers", "transformers", "transformers.trainer", "transformers"),
-        Trainer("lightning", "Lightning", "lightning", "lightning"),
-        Trainer("keras", "Keras", "keras", "keras"),
+        Trainer("zae-engine", "zae-engine {}", "zae_engine.trainer", "zae-engine"),
+        Trainer(HAND, "PyTorch {} alone", "torch", "torch"),
+        Trainer("accelerate", "Accelerate {} alone", "accelerate", "accelerate"),
+        Trainer("ignite", "ignite {}", "ignite.engine", "pytorch-ignite"),
+        Trainer("torchtnt", "torchtnt {}", "torchtnt.framework", "torchtnt"),
+        Trainer("pytorch-accelerated", "pytorch-accelerated {}", "pytorch_accelerated", "pytorch-accelerated"),
+        Trainer("transformers", "transformers' Trainer {}", "transformers.trainer", "transformers"),
+        Trainer("lightning", "Lightning {}", "lightning", "lightning"),
+        Trainer("keras", "Keras {}", "keras", "keras"),
     )
 }
 
@@ -91,6 +92,10 @@ class Run:
     quick: bool
     notes: list[str]
     details: dict[str, Any]
+
+    def skip(self, reasons: dict[str, str], column: str) -> None:
+        """Note why a trainer that has a row has no figure."""
+        self.notes += [f"{name} has no figure ({column}): {reasons[name]}" for name in self.names if name in reasons]
 
 
 Cells = dict[str, float]
@@ -140,9 +145,8 @@ def _blocks(run: Run, column: str, rows: Sequence[dict[str, Any]], hand: str) ->
 
 def time_micro_batches(run: Run, column: str) -> Cells:
     """A step of several micro-batches."""
-    found = group.start(
-        micro_batches.__name__, 1, quick=run.quick, repetitions=run.repetitions, only=[*run.names, HAND]
-    )
+    found = group.start(micro_batches.__name__, 1, quick=run.quick, repetitions=run.repetitions, only=run.names)
+    run.skip(found["skipped"], column)
     return _blocks(run, column, found["rows"], micro_batches.BY_HAND)
 
 
@@ -151,13 +155,16 @@ def time_processes(run: Run, column: str) -> Cells:
     settings = {"quick": run.quick, "repetitions": run.repetitions, "peers": True, "models": 1}
     only = ["ddp", "ddp again", *run.names]
     found = group.start(processes.__name__, processes.PROCESSES, only=only, **settings)
+    run.skip(found["skipped"], column)
     (rows,) = found["models"].values()
     return _blocks(run, column, rows, "ddp")
 
 
 def differ(run: Run, column: str) -> Cells:
     """The weights after micro-batches against those after whole batches, the worse of two lengths of the data."""
-    trainers = {name: train for name, train in accumulation.load_trainers()[0].items() if name in run.names}
+    loaded, skipped = accumulation.load_trainers()
+    run.skip(skipped, column)
+    trainers = {name: train for name, train in loaded.items() if name in run.names}
     outcomes = {samples: accumulation.compare(trainers, samples) for samples in accumulation.SAMPLES}
     run.details[column] = {samples: {o.name: o.difference for o in each} for samples, each in outcomes.items()}
     return {name: max(found[name] for found in run.details[column].values()) for name in trainers}
@@ -166,7 +173,7 @@ def differ(run: Run, column: str) -> Cells:
 def time_imports(run: Run, column: str) -> Cells:
     """The seconds of an import."""
     modules = {name: TRAINERS[name].module for name in run.names}
-    seconds = imports.alternate_imports(list(modules.values()), max(1, run.repetitions // 3))
+    seconds = imports.alternate_imports(list(modules.values()), max(1, run.repetitions // 3), not run.quick)
     run.details[column] = seconds
     return {name: median(seconds[module]) for name, module in modules.items()}
 

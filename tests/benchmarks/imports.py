@@ -35,9 +35,9 @@ def loaded_by(module: str) -> dict[str, str]:
     }
 
 
-def alternate_imports(modules: Sequence[str], repetitions: int) -> dict[str, list[float]]:
-    """Return the seconds of each module's imports, which take turns, after one that does not count."""
-    for module in modules:
+def alternate_imports(modules: Sequence[str], repetitions: int, warm: bool = True) -> dict[str, list[float]]:
+    """Return the seconds of each module's imports, which take turns; if `warm`, after one that does not count."""
+    for module in modules if warm else ():
         time_import(module)  # writes the byte code, reads the files into the cache
     seconds: dict[str, list[float]] = {module: [] for module in modules}
     for _ in range(repetitions):

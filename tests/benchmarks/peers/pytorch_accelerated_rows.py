@@ -1,4 +1,4 @@
-"""pytorch-accelerated: its `Trainer` with the default callbacks, a bar among them. It clips values, but not their norm."""
+"""pytorch-accelerated: its `Trainer` with the default callbacks, a bar among them. It clips values, not their norm."""
 
 from __future__ import annotations
 

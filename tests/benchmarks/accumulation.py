@@ -35,6 +35,7 @@ PEERS = {
     "pytorch-accelerated": "accumulate_pytorch_accelerated",
     "ignite": "accumulate_ignite",
     "torchtnt": "accumulate_torchtnt",
+    "composer": "accumulate_composer",
 }
 
 

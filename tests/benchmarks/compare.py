@@ -66,6 +66,7 @@ TRAINERS = {
         Trainer("pytorch-accelerated", "pytorch-accelerated {}", "pytorch_accelerated", "pytorch-accelerated"),
         Trainer("transformers", "transformers' Trainer {}", "transformers.trainer", "transformers"),
         Trainer("lightning", "Lightning {}", "lightning", "lightning"),
+        Trainer("composer", "Composer {}", "composer", "mosaicml"),
         Trainer("keras", "Keras {}", "keras", "keras"),
     )
 }
@@ -173,7 +174,7 @@ def differ(run: Run, column: str) -> Cells:
 def time_imports(run: Run, column: str) -> Cells:
     """The seconds of an import."""
     modules = {name: TRAINERS[name].module for name in run.names}
-    seconds = imports.alternate_imports(list(modules.values()), max(1, run.repetitions // 3), not run.quick)
+    seconds = imports.alternate_imports(list(modules.values()), -(-run.repetitions // 3), not run.quick)
     run.details[column] = seconds
     return {name: median(seconds[module]) for name, module in modules.items()}
 

@@ -32,6 +32,7 @@ PEERS = {
     "pytorch-accelerated": "ddp_pytorch_accelerated",
     "ignite": "ddp_ignite",
     "torchtnt": "ddp_torchtnt",
+    "composer": "ddp_composer",
 }
 
 

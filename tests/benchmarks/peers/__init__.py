@@ -18,6 +18,7 @@ PEERS = {
     "pytorch_accelerated_rows": "pytorch-accelerated",
     "transformers_rows": "transformers",
     "lightning_rows": "lightning",
+    "composer_rows": "mosaicml",
     "keras_rows": "keras",
 }
 

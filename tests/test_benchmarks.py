@@ -21,7 +21,7 @@ def quick(tmp_path):
     def run(name, *more):
         file = tmp_path / f"{name}.json"
         command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--quick", "--json", str(file), *more]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         found = json.loads(file.read_text(encoding="utf-8"))
         return found, done.stdout

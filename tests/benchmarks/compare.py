@@ -1,11 +1,12 @@
 """zae-engine beside other trainers: one run, one table in Markdown.
 
 Run as ``python -m tests.benchmarks.compare``; ``--help`` lists the options. Peers that are not installed are left out;
-``pip install lightning transformers pytorch-accelerated pytorch-ignite torchtnt`` gets them.
+``pip install lightning transformers pytorch-accelerated pytorch-ignite torchtnt keras 'setuptools<81'`` gets them (the
+last one is for torchtnt). Composer, ``mosaicml``, asks for an older torch, and so for an environment of its own.
 
 Every time but the import's is a ratio to the same work written by hand with PyTorch alone: the median over the
-repetitions, in which the trainers take turns. ``again`` is that loop a second time: how far it is from 1 is the
-machine's noise.
+repetitions, in which the trainers take turns. ``the same loop again`` tells by how far it is from 1 how
+noisy the machine was.
 """
 
 from __future__ import annotations

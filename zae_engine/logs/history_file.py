@@ -83,12 +83,13 @@ def _texts(path: Path) -> Iterable[bytes]:
 
 def _count(path: Path) -> int:
     """Whole lines of the file; of a million steps, only those that are not plainly whole are parsed."""
-    count = 0
-    for text in _texts(path):
-        plain = text.startswith(b'{"kind": "steps", ') and text.endswith(b"]}}") and text.count(b"{") == 2
-        ends = text.count(b'"') % 2 == 0 and b"\\" not in text  # and not in the middle of a name, as a cut one may
-        count += bool(plain and ends) or parsed(text) is not None
-    return count
+    return sum(is_whole_steps(text) or parsed(text) is not None for text in _texts(path))
+
+
+def is_whole_steps(text: bytes) -> bool:
+    """Whether a line is plainly a whole one of kind ``steps``, most of the file; told without parsing it."""
+    plain = text.startswith(b'{"kind": "steps", ') and text.endswith(b"]}}") and text.count(b"{") == 2
+    return plain and text.count(b'"') % 2 == 0 and b"\\" not in text  # not in the middle of a name, as a cut one may
 
 
 def parsed(text: bytes) -> Line | None:

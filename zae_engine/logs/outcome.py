@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..checkpoint.best_rule import first_best, is_finite
 from ..checkpoint.folder import CHECKPOINTS, Checkpoint
@@ -22,6 +22,7 @@ Watched = tuple[str, str]
 PARTS = ("data", "evaluation", "logging", "saving")  # of a point's seconds; what is left of "all" is "compute"
 _MONITOR = re.compile(r"(.+) \((min|max)\)")
 _WEIGHTS = ("model.safetensors", "model.ckpt")
+_LARGEST = 1 << 53
 _WORKS = ("attempt", "step", "steps", "point", "row")  # kinds of line that show that a run went on
 
 
@@ -163,3 +164,13 @@ def number(value: Any, otherwise: float = 0.0) -> float:
     except (TypeError, ValueError, OverflowError):
         return otherwise
     return found if math.isfinite(found) else otherwise
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a line is a number, or none."""
+    return value is None or isinstance(value, float) or (type(value) is int and abs(value) < _LARGEST)
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value of a line is a number of steps, epochs or lines."""
+    return type(value) is int and 0 <= value < _LARGEST

@@ -8,52 +8,45 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeGuard
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.folder import CHECKPOINTS, Checkpoint, committed
 from ..files import lines_of, may_be_deep, read_json
 from ..suggestions import nearest_path
 from ..terminal import PrintableError
-from .history_file import Line, held, parsed
-from .outcome import Best, Watched, best_of, end_of, number, spent_of, status_of, stretches, watched_of
+from .history_file import Line, held, is_whole_steps, parsed
+from .outcome import (
+    Best,
+    Watched,
+    best_of,
+    end_of,
+    is_count,
+    is_number,
+    number,
+    spent_of,
+    status_of,
+    stretches,
+    watched_of,
+)
 
-_OF_STEP = ("kind", "step", "epoch")
+if TYPE_CHECKING:
+    from .series import Series  # and numpy, without which a list of runs is there in half of the time
+
 HISTORY, RUN = "history.jsonl", "run.json"
 _TABLES = ("train", "seconds", "memory", "loader")
 _COUNTS = ("number", "step", "epoch", "attempt", "samples")
-_LARGEST = 1 << 53
+_TOGETHER = 1 << 16  # bytes of lines that are parsed at once: in half of the time, and soon enough for other threads
+_STEPS = b'{"kind": "steps"}'  # in place of a line that is not parsed
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class RunFolderError(PrintableError):
     """A path at which there is no run that can be read; says what there is, and what is needed."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """One value over the steps; only steps that have it are in it.
-
-    Attributes
-    ----------
-    step : ndarray of int64, shape (n,)
-        Optimizer steps done, growing.
-    value : ndarray of float64, shape (n,)
-        NaN and infinities are those that the run computed.
-    """
-
-    step: NDArray[np.int64]
-    value: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.step)
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,8 @@ class Run:
         Those that hold, in order; "nan", "inf" and "-inf" are numbers again.
     steps : dict of str to Series
         Values of every step, by name.
+    last_step : int
+        The last one that has such a value.
     checkpoints : list of dict
         Lines of those that were written; of them, `saved` are still there.
     saved : list of Checkpoint
@@ -93,6 +88,7 @@ class Run:
     rows: list[Line] = field(default_factory=list)
     points: list[Line] = field(default_factory=list)
     steps: dict[str, Series] = field(default_factory=dict)
+    last_step: int = 0
     checkpoints: list[Line] = field(default_factory=list)
     saved: list[Checkpoint] = field(default_factory=list)
     attempts: list[Line] = field(default_factory=list)
@@ -114,8 +110,7 @@ class Run:
     def step(self) -> int:
         """Optimizer steps that are done, as far as the history tells."""
         lines = (*self.rows, *self.points, *self.checkpoints, *self.attempts[-1:])
-        told = [int(series.step[-1]) for series in self.steps.values() if len(series)]
-        return max([*told, *(line["step"] for line in lines if isinstance(line.get("step"), int))], default=0)
+        return max([self.last_step, *(line["step"] for line in lines if isinstance(line.get("step"), int))])
 
     @property
     def epoch(self) -> int:
@@ -133,6 +128,16 @@ class Run:
         """Samples trained a second of the whole time; None when no point tells."""
         seconds = sum(self.spent.values())
         return self.samples / seconds if self.samples and seconds > 0 else None
+
+    @property
+    def begun(self) -> str | None:
+        """When it was started for the first time, an ISO time (UTC)."""
+        try:
+            time = datetime.fromtimestamp(self.attempts[0]["time"], timezone.utc)
+            return time.isoformat(timespec="seconds")
+        except (LookupError, TypeError, ValueError, OverflowError, OSError):
+            said = self.started[0].get("started") if self.started else None
+            return said if isinstance(said, str) else None
 
     @property
     def columns(self) -> list[str]:
@@ -154,23 +159,46 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     RunFolderError
         When there is no run, or nothing of its history can be read.
     """
-    folder = Path(folder)
+    return _run(Path(folder), values=True)
+
+
+def glance(folder: str | os.PathLike[str]) -> Run:
+    """Read a run folder for a list: the values of the steps stay unread, but for the last ones, and numpy unimported.
+
+    Neither is it known which checkpoints are there, so that `Run.best` does not tell where it is saved.
+
+    Parameters
+    ----------
+    folder : path-like
+        As of `read_run`.
+
+    Raises
+    ------
+    RunFolderError
+        As `read_run` does.
+    """
+    return _run(Path(folder), values=False)
+
+
+def _run(folder: Path, values: bool) -> Run:
     folder = folder.parent if folder.name == HISTORY else folder
     if not is_run(folder):
         raise RunFolderError(_no_run(folder))
-    lines, started = _whole_lines(folder / HISTORY), _started(folder)
+    lines, started = _whole_lines(folder / HISTORY, values), _started(folder)
     if not lines and not started:
         raise RunFolderError(f"{str(folder)!r} has a {HISTORY} in which no line can be read, and no {RUN}")
-    lasting, saved = held(lines), committed(folder / CHECKPOINTS)
+    lasting, end = held(lines), end_of(lines)
+    steps, last_step = _steps_of(folder / HISTORY, lasting, values)
+    saved = committed(folder / CHECKPOINTS) if values or end is None else []
     rows = _rows(lasting)
     points = [line for line in lines if line.get("kind") == "point"]
-    end = end_of(lines)
     watched = watched_of(end, started, rows)
     return Run(
         folder,
         rows=rows,
         points=[line for line in lasting if line.get("kind") == "point" and "step" in line],
-        steps=_series(lasting),
+        steps=steps,
+        last_step=last_step,
         checkpoints=[line for line in lasting if line.get("kind") == "checkpoint"],
         saved=saved,
         attempts=[line for line in lines if line.get("kind") == "attempt"],
@@ -228,19 +256,75 @@ def _no_run(path: Path) -> str:
 # ---------------------------------------------------------------------- lines
 
 
-def _whole_lines(path: Path) -> list[Line]:
-    """All lines of the file that can be read; half of one that is just being written is not."""
+def _whole_lines(path: Path, values: bool) -> list[Line]:
+    """All lines of the file that can be read; half of one that is just being written is not.
+
+    With `values`, those of the steps are a `Series` each; else of such a line it is kept where it is in the file.
+    """
+    lines, texts, begin, end = list[Line](), list[bytes](), 0, 0
     try:
-        texts = [text for text in lines_of(path) if text] if os.path.lexists(path) else []
+        for text in lines_of(path) if os.path.lexists(path) else ():
+            texts.append(text)
+            end += len(text) + 1
+            if end - begin > _TOGETHER:
+                lines += _parsed(texts, begin, values)
+                texts, begin = [], end
     except OSError as error:
         raise RunFolderError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    lines = list[Any]()
+    return lines + _parsed(texts, begin, values)
+
+
+def _parsed(texts: list[bytes], begin: int, values: bool) -> list[Line]:
+    """Some neighbouring lines of the file, of which the first begins at a byte."""
+    unread = [not values and is_whole_steps(text) for text in texts]
+    found = _read_at_once([_STEPS if skipped else text or b"null" for skipped, text in zip(unread, texts, strict=True)])
+    lines = list[Line]()
+    for line, skipped, text in zip(found, unread, texts, strict=True):
+        if isinstance(line, dict):
+            lines.append({"kind": "steps", "begin": begin} if skipped else _packed(line) if values else _sound(line))
+        begin += len(text) + 1
+    return lines
+
+
+def _read_at_once(texts: list[bytes]) -> list[Any]:
     if not any(b"\\u" in text or may_be_deep(text) for text in texts):
         with suppress(ValueError):  # all at once, which takes half of the time
-            lines = json.loads(f"[{b','.join(texts).decode()}]")
-    if len(lines) != len(texts):
-        lines = [parsed(text) for text in texts]
-    return [_sound(line) for line in lines if isinstance(line, dict)]
+            found: list[Any] = json.loads(f"[{b','.join(texts).decode()}]")
+            if len(found) == len(texts):
+                return found
+    return [parsed(text) for text in texts]
+
+
+def _packed(line: Line) -> Line:
+    from .series import packed
+
+    return packed(line) if line.get("kind") == "steps" else _sound(line)
+
+
+def _steps_of(path: Path, lines: list[Line], values: bool) -> tuple[dict[str, Series], int]:
+    """The values of the steps, if they are wanted, and the last step that has one."""
+    if not values:
+        return {}, _last_step(path, lines)
+    from .series import series_of
+
+    steps = series_of(lines)
+    return steps, max((int(series.step[-1]) for series in steps.values() if len(series)), default=0)
+
+
+def _last_step(path: Path, lines: list[Line]) -> int:
+    """Of lines that hold, the last step that has a value; of those that were not read, as few as need be are read."""
+    for line in reversed(lines):
+        if line.get("kind") not in ("step", "steps"):
+            continue
+        if "begin" in line:
+            line = parsed(next(lines_of(path, line["begin"]), b"")) or {}
+        first, columns = line.get("first", line.get("step")), line.get("values")
+        if not is_count(first):
+            continue
+        lists = [c for c in columns.values() if isinstance(c, list)] if isinstance(columns, dict) else [[0]]
+        if places := [place for column in lists for place, value in enumerate(column) if value is not None]:
+            return first + max(places)
+    return 0
 
 
 def _sound(line: Line) -> Line:
@@ -253,59 +337,21 @@ def _sound(line: Line) -> Line:
         if name in _TABLES and (isinstance(value, dict) or line.get("kind") != "row"):
             sound[name] = _numbers(value) if isinstance(value, dict) else {}
         elif name in _COUNTS:
-            sound |= {name: value} if _is_count(value) else {}
-        elif name == "kind" or _is_number(value) or (line.get("kind") != "row" and name not in ("lr", "time")):
+            sound |= {name: value} if is_count(value) else {}
+        elif name == "kind" or is_number(value) or (line.get("kind") != "row" and name not in ("lr", "time")):
             sound[name] = value
     return sound
 
 
 def _numbers(table: Line) -> Line:
     sound = {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in table.items()}
-    return {name: value for name, value in sound.items() if isinstance(value, bool) or _is_number(value)}
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, float) or (type(value) is int and abs(value) < _LARGEST)
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < _LARGEST
+    return {name: value for name, value in sound.items() if isinstance(value, bool) or is_number(value)}
 
 
 def _rows(lines: Iterable[Line]) -> list[Line]:
     """Of two rows with one number the later."""
     rows = {line["number"]: line for line in lines if line.get("kind") == "row" and "number" in line}
     return [rows[number] for number in sorted(rows)]
-
-
-def _series(lines: Iterable[Line]) -> dict[str, Series]:
-    """Values by name, of lines ``steps`` (many steps each) and ``step`` (one each)."""
-    steps, values = defaultdict[str, list[int]](list), defaultdict[str, list[Any]](list)
-    for line in lines:
-        kind, first = line.get("kind"), line.get("first", line.get("step"))
-        if kind not in ("step", "steps") or not _is_count(first):
-            continue
-        columns = line.get("values") if kind == "steps" else {k: [v] for k, v in line.items() if k not in _OF_STEP}
-        for name, column in columns.items() if isinstance(columns, dict) else ():
-            if not isinstance(column, list):
-                continue
-            places: Iterable[int] = range(first, first + len(column))
-            if None in column:  # steps that have no such value
-                places, column = [first + i for i, v in enumerate(column) if v is not None], _there(column)
-            steps[name] += places
-            values[name] += column
-    return {name: Series(np.array(steps[name], np.int64), _floats(values[name])) for name in steps}
-
-
-def _there(column: list[Any]) -> list[Any]:
-    return [value for value in column if value is not None]
-
-
-def _floats(values: list[Any]) -> NDArray[np.float64]:
-    try:
-        return np.array(values, np.float64)  # "nan" and "inf" too
-    except (TypeError, ValueError, OverflowError):
-        return np.array([value if _is_number(value) else math.nan for value in values], np.float64)
 
 
 def _started(folder: Path) -> list[Line]:

@@ -31,9 +31,9 @@ from zae_engine.checkpoint.lock import RunLock
 from zae_engine.checkpoint.retention import retain
 from zae_engine.files import NotPlainError
 from zae_engine.launch.check import check_config
+from zae_engine.launch.findings import ConfigError
 from zae_engine.launch.machine import Machine
 from zae_engine.launch.resolve import resolve_config
-from zae_engine.launch.yaml_file import ConfigError
 from zae_engine.logs.cursor import cursors_in
 from zae_engine.logs.curves import steps_of
 from zae_engine.logs.export import SyncError, export, sync

@@ -7,8 +7,9 @@ import yaml
 
 from zae_engine.launch.accepted_keys import read_schema
 from zae_engine.launch.check import check_config
+from zae_engine.launch.findings import ConfigError
 from zae_engine.launch.machine import Machine
-from zae_engine.launch.yaml_file import ConfigError, read_document
+from zae_engine.launch.yaml_file import read_document
 
 GPUS = Machine("cuda", tuple("01234567"), 64, ("no", "fp16", "bf16", "fp8"))
 BARE = Machine(cores=2)

@@ -6,9 +6,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from zae_engine.launch import resolve_config, write_config
 from zae_engine.launch.cluster import read_cluster, refuse_nested
+from zae_engine.launch.findings import ConfigError
 from zae_engine.launch.machine import Machine, list_precisions, name_visible, this_machine
 from zae_engine.launch.resolve import machine_config, override
-from zae_engine.launch.yaml_file import ConfigError, Document
+from zae_engine.launch.yaml_file import Document
 
 BARE = Machine(cores=4)
 EIGHT = Machine("cuda", tuple("01234567"), 64, ("no", "fp16", "bf16"))

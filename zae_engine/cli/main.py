@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments : sequence of str, optional
         ``sys.argv[1:]`` by default.
     """
-    from ..launch.yaml_file import ConfigError
+    from ..launch.findings import ConfigError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -221,7 +221,7 @@ def _warn(document: Document, machine: Machine) -> None:
 
 
 def _check_script(command: Sequence[str], module: bool) -> None:
-    from ..launch.yaml_file import ConfigError
+    from ..launch.findings import ConfigError
 
     if not command:
         raise ConfigError("there is no script; write `zae launch [FILE] script.py`")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .check import check_config
+    from .findings import Finding
     from .resolve import Resolved, resolve_config, write_config
-    from .yaml_file import Finding
 
 __all__ = ["Finding", "Resolved", "check_config", "resolve_config", "write_config"]
 
-_MODULES = {"Finding": "yaml_file", "check_config": "check"}  # the others are in `resolve`
+_MODULES = {"Finding": "findings", "check_config": "check"}  # the others are in `resolve`
 
 
 def __getattr__(name: str) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from .accepted_keys import read_schema
+from .findings import ConfigError, Finding
 from .key_combinations import RULES, check_machine
 from .key_values import check_keys, check_values
 from .machine import Machine, this_machine
-from .yaml_file import ConfigError, Document, Finding, read_document
+from .yaml_file import Document, read_document
 
 
 def check_config(path: str | Path, machine: Machine | None = None) -> list[Finding]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import slurm
-from .yaml_file import ConfigError
+from .findings import ConfigError
 
 # What torchrun takes for its own options (Kubernetes' training operator sets them), and what it tells its processes.
 _TORCHRUN = ("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .findings import Finding
 from .machine import Machine
-from .yaml_file import Document, Finding
+from .yaml_file import Document
 
 # What Accelerate starts through torch's elastic launcher, and with it without ACCELERATE_USE_CPU.
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")

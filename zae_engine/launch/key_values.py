@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from .accepted_keys import COMPLETED, PREFIXES, SECTIONS, Schema
-from .yaml_file import Document, Finding, near
+from .findings import Finding
+from .yaml_file import Document, near
 
 # `accelerate config` writes the left ones; Accelerate reads the right ones.
 _MISNAMED = {

@@ -17,9 +17,10 @@ import yaml
 
 from .check import check_document
 from .cluster import Cluster, read_cluster
+from .findings import ConfigError
 from .key_combinations import SHARDED, hides_gpus, starts_many
 from .machine import Machine, this_machine
-from .yaml_file import ConfigError, Document, read_document
+from .yaml_file import Document, read_document
 
 # What to train in where a precision is not there: the next one of the same range, or a wider one.
 _INSTEAD = {"fp8": ("bf16", "fp16", "no"), "bf16": ("fp16", "no"), "fp16": ("no",)}

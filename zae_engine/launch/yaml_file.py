@@ -5,52 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from ..files import read_bytes
 from ..suggestions import nearest
-from ..terminal import PrintableError
+from .findings import ConfigError, Finding, Level
 
 _LARGEST = 1 << 18  # bytes; parsing takes 10 s a megabyte
 _DEEPEST, _MOST = 50, 10_000
-Level = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong at one place of a configuration, and what to write there.
-
-    An error is what stops Accelerate, or trains otherwise than the file says; a warning is what it passes over,
-    or what this machine cannot do.
-    """
-
-    line: int
-    key: str
-    level: Level
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        where = f"{self.key}: " if self.key else ""
-        return f"line {self.line}: {self.level}: {where}{self.problem}; {self.remedy}"
-
-
-class ConfigError(PrintableError, ValueError):
-    """A configuration that cannot be used, with what was found in it.
-
-    Parameters
-    ----------
-    message : str
-        The sentence for the user.
-    findings : sequence of Finding
-        Empty when the file is sound and only this machine, or its environment, does not fit.
-    """
-
-    def __init__(self, message: str, findings: Iterable[Finding] = ()) -> None:
-        super().__init__(message)
-        self.findings = list(findings)
 
 
 @dataclass

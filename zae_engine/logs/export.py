@@ -14,12 +14,13 @@ from ..files import NotPlainError, check_plain, folder_in, read_json
 from ..redaction import redact
 from ..terminal import PrintableError, in_line
 from .cursor import Cursor, cursors_in
+from .listing import SUMMARY, without_entry
 from .loggers.logger import Logger, Record, RunInfo
 from .loggers.registry import logger_class, require
 from .merging import records_of
 from .outcome import is_held
 from .reading import HISTORY, RunFolderError, is_run, read_run
-from .summary import SUMMARY, summarize
+from .summary import summarize
 from .trust import ForeignError, check_places, vetted
 
 _CLOSED = ("done", "interrupted", "failed")
@@ -128,7 +129,7 @@ class _Whole:
         self.folder, self.records = folder, records_of(folder, every_step)
         run = read_run(folder)
         self._watched, self._started = run.watched, run.started
-        self.summary = {**_json(folder / SUMMARY), **summarize(run)}  # of a run that was killed, too
+        self.summary = {**without_entry(_json(folder / SUMMARY)), **summarize(run)}  # of a run that was killed, too
         status = str(self.summary["status"])
         self.status = status if status in _CLOSED else "failed"  # one that broke off
 

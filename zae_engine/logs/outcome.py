@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .history_file import Line
 Watched = tuple[str, str]
 
 PARTS = ("data", "evaluation", "logging", "saving")  # of a point's seconds; what is left of "all" is "compute"
+ENDS = ("done", "interrupted", "failed")  # how a run says that it has ended
 _MONITOR = re.compile(r"(.+) \((min|max)\)")
 _WEIGHTS = ("model.safetensors", "model.ckpt")
 _LARGEST = 1 << 53
@@ -64,14 +66,15 @@ def status_of(folder: Path, end: Line | None, saved: list[Checkpoint]) -> str:
     """``'running'``, or how it ended; a run that was killed could not say it, and has ``'broken off'``."""
     if is_held(folder):
         return "running"
-    if end is not None and end.get("status") in ("done", "interrupted", "failed"):
+    if end is not None and end.get("status") in ENDS:
         return str(end["status"])
     return "done" if end is None and saved and saved[-1].manifest.get("complete") is True else "broken off"
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process has the run folder's lock, so that the run goes on. Nothing is written."""
-    if not (folder / "owner.json").is_file():  # the holder signs, and takes that away when it gives the lock back
+    # The holder signs, and takes that away when it gives the lock back.
+    if not os.path.isfile(os.path.join(folder, "owner.json")):
         return False
     try:
         import fcntl

@@ -37,7 +37,7 @@ from .outcome import (
 if TYPE_CHECKING:
     from .series import Series  # and numpy, without which a list of runs is there in half of the time
 
-HISTORY, RUN = "history.jsonl", "run.json"
+FILES = HISTORY, RUN = "history.jsonl", "run.json"
 _TABLES = ("train", "seconds", "memory", "loader")
 _COUNTS = ("number", "step", "epoch", "attempt", "samples")
 _TOGETHER = 1 << 16  # bytes of lines that are parsed at once: in half of the time, and soon enough for other threads
@@ -82,6 +82,8 @@ class Run:
         Where the seconds of all points went: ``compute``, ``data``, ``evaluation``, ``logging``, ``saving``.
     samples : int
         Trained in those seconds.
+    sizes : dict of str to int
+        Of the files that this was read from, in bytes, as they were then.
     """
 
     folder: Path
@@ -100,6 +102,7 @@ class Run:
     seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
     samples: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -110,7 +113,8 @@ class Run:
     def step(self) -> int:
         """Optimizer steps that are done, as far as the history tells."""
         lines = (*self.rows, *self.points, *self.checkpoints, *self.attempts[-1:])
-        return max([self.last_step, *(line["step"] for line in lines if isinstance(line.get("step"), int))])
+        told: list[int] = [line["step"] for line in lines if isinstance(line.get("step"), int)]
+        return max([self.last_step, *told])
 
     @property
     def epoch(self) -> int:
@@ -184,6 +188,7 @@ def _run(folder: Path, values: bool) -> Run:
     folder = folder.parent if folder.name == HISTORY else folder
     if not is_run(folder):
         raise RunFolderError(_no_run(folder))
+    sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
     lines, started = _whole_lines(folder / HISTORY, values), _started(folder)
     if not lines and not started:
         raise RunFolderError(f"{str(folder)!r} has a {HISTORY} in which no line can be read, and no {RUN}")
@@ -210,6 +215,7 @@ def _run(folder: Path, values: bool) -> Run:
         seconds=sum(stop - start for start, stop in stretches(lines)),
         spent=spent_of(points),
         samples=sum(int(number(point.get("samples"))) for point in points),
+        sizes=sizes,
     )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.folder import near
 from ..terminal import in_line
 from .history_file import Line
-from .reading import Run, RunFolderError, find_runs, read_run
-from .run_tables import NOTHING, clock, short
+from .listing import listed
+from .reading import RunFolderError, find_runs
+from .run_tables import NOTHING, short
 from .summary import duration
 
 Row = dict[str, Any]
@@ -77,29 +78,11 @@ def _look(folder: Path, name: str) -> tuple[Row, Line]:
     """The run's row; and the last value of each column of its history."""
     row: Row = {"name": name, **dict.fromkeys(COLUMNS[1:]), "folder": str(folder), "best_name": None}
     try:
-        run = read_run(folder)
+        found = listed(folder)
     except (RunFolderError, OSError) as error:
         return row | {"status": "unreadable", "problem": str(error)}, {}
-    last = {name: value for line in run.rows for name, value in line.items() if isinstance(value, (int, float))}
-    known = {
-        "status": run.status,
-        "epochs": run.epoch,
-        "steps": run.step,
-        "best": run.best.value if run.best else None,
-        "best_name": run.best.name if run.best else run.never_finite,
-        **{name: last.get(name) for name in ("test_loss", "train_loss", "lr")},
-        "duration": run.seconds,
-        "started": _started(run),
-        "samples/s": run.samples_per_second,
-    }
-    return row | known, last
-
-
-def _started(run: Run) -> str | None:
-    if run.attempts and (time := clock(run.attempts[0].get("time"))):
-        return time.astimezone(timezone.utc).isoformat(timespec="seconds")
-    said = run.started[0].get("started") if run.started else None
-    return said if isinstance(said, str) else None
+    last = {name: found.last.get(name) for name in ("test_loss", "train_loss", "lr")}
+    return row | found.values | last, found.last
 
 
 # ---------------------------------------------------------------------- for the terminal

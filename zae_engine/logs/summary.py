@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint.disk import write_json
+from .listing import SUMMARY, entry_of
 from .reading import Run, read_run
 
-SUMMARY = "summary.json"
 _WAITED = 5.0  # seconds of waiting for data that are worth a word: a first batch always takes a while
 _LARGE = 0.1  # of the time
 _VERSIONS = ("zae-engine", "python", "torch", "accelerate", "numpy")
@@ -18,7 +18,7 @@ PARTS = {"compute": "computing", "data": "waiting for data", "evaluation": "eval
 
 
 def write_summary(run: Run | str | os.PathLike[str]) -> dict[str, Any]:
-    """Write a run's ``summary.json`` into its folder, whole or not at all; return what is in it.
+    """Write a run's ``summary.json`` into its folder, whole or not at all; return what is in it, but for lists of runs.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def write_summary(run: Run | str | os.PathLike[str]) -> dict[str, Any]:
     """
     run = run if isinstance(run, Run) else read_run(run)
     summary = summarize(run)
-    write_json(run.folder / SUMMARY, summary)
+    write_json(run.folder / SUMMARY, summary | entry_of(run))
     return summary
 
 

@@ -12,10 +12,11 @@ import torch
 
 from ...logs.curves import CURVES, draw_curves
 from ...logs.history_file import Line
+from ...logs.listing import SUMMARY
 from ...logs.logger_feed import Feed, close
 from ...logs.loggers.logger import RunInfo
 from ...logs.reading import Run, read_run
-from ...logs.summary import SUMMARY, effort_lines, write_summary
+from ...logs.summary import effort_lines, write_summary
 from ..compose import Seams
 from ..records.recorder import Recorder
 from ..records.time_and_memory import loader_facts, peak_memory

@@ -286,6 +286,11 @@ def parse_json(text: bytes, as_is: bool = False) -> Any:
     return value if as_is or not _SURROGATE.search(said) else writable(value)
 
 
+def may_have_surrogates(text: bytes) -> bool:
+    """Whether what JSON says may have half of a surrogate pair in it, which UTF-8 cannot hold."""
+    return _SURROGATE.search(text.decode("utf-8")) is not None
+
+
 def may_be_deep(text: bytes) -> bool:
     """Whether JSON has so many brackets that it may be nested too deeply."""
     return text.count(b"[") + text.count(b"{") > DEEPEST

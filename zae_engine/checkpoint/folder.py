@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..files import parse_json, read_bytes, writable
+from ..files import may_have_surrogates, parse_json, read_bytes, writable
 from ..suggestions import nearest, nearest_path
 from . import best_rule
 from .disk import digest
@@ -131,8 +131,18 @@ def committed(folder: Path) -> list[Checkpoint]:
 
     Stray files, folders of other names and what is still being written are passed over; no folder has none.
     """
+    return [read_checkpoint(path) for path in _committed(folder)]
+
+
+def last_committed(folder: Path) -> Checkpoint | None:
+    """The last one that `committed` finds, the only one that is looked at."""
+    paths = _committed(folder)
+    return read_checkpoint(paths[-1]) if paths else None
+
+
+def _committed(folder: Path) -> list[Path]:
     found = [path for path in _entries(folder) if parse_name(path.name) and path.is_dir()]
-    return [read_checkpoint(path) for path in sorted(found, key=lambda path: parse_name(path.name) or (0, 0))]
+    return sorted(found, key=lambda path: parse_name(path.name) or (0, 0))
 
 
 def next_serial(folder: Path) -> int:
@@ -316,7 +326,8 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if problem := _look(path, MANIFEST):
             return {}, problem
-        manifest = parse_json(read_bytes(path / MANIFEST, follow=True), as_is=True)
+        text = read_bytes(path / MANIFEST, follow=True)
+        manifest, odd = parse_json(text, as_is=True), may_have_surrogates(text)
     except OSError as error:
         return {}, f"{MANIFEST} cannot be read: {error.strerror}"
     except ValueError:
@@ -325,7 +336,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     own = parse_name(path.name)
     if not faults and own and own != (manifest["serial"], manifest["step"]):
         faults = [f"{MANIFEST} is of {name_of(manifest['serial'], manifest['step'])!r}"]
-    return writable(_dict(manifest)), "; ".join(faults)
+    return writable(_dict(manifest)) if odd else _dict(manifest), "; ".join(faults)
 
 
 def _look(path: Path, name: str, size: int | None = None) -> str:

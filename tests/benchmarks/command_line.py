@@ -24,7 +24,7 @@ from typing import Any
 from zae_engine.logs.summary import write_summary
 
 from . import blocks
-from .long_history import copies, train, write_steps
+from .long_history import copies, make_trainer, train, write_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 ZAE = "from zae_engine.cli import main; main()"  # what the script `zae` does
@@ -54,7 +54,7 @@ def make_folders(parent: Path, runs: int, steps: int) -> dict[str, Path]:
         b"".join(line for line in lines if not line.startswith(b'{"kind": "end'))
     )
     copies(found["one"], found["killed"], runs)
-    write_steps(found["long"], EPOCHS, steps // EPOCHS)
+    write_steps(make_trainer(found["long"]), EPOCHS, steps // EPOCHS, ends=lambda: None)
     return found
 
 

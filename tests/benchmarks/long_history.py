@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,13 @@ class Tiny(Trainer):
     test_step = train_step
 
 
-def make_trainer(folder: Path, **options: Any) -> Any:
+def make_trainer(folder: Path, kind: Any = Tiny, **options: Any) -> Any:
     """Return a trainer of a tiny model, with a run folder."""
     torch.manual_seed(0)
     model = nn.Linear(8, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    kind: Any = Tiny.add_on(StateManagerAddon)
-    return kind(model, device="cpu", optimizer=optimizer, seed=0, save_path=folder, **options)
+    stacked = kind.add_on(StateManagerAddon)
+    return stacked(model, device="cpu", optimizer=optimizer, seed=0, save_path=folder, **options)
 
 
 def train(folder: Path, epochs: int, samples: int = 320) -> None:
@@ -73,18 +74,22 @@ def _varied(line: dict[str, Any], factor: float, later: float) -> dict[str, Any]
     return line | changed | ({"time": line["time"] + later} if "time" in line else {})
 
 
-def write_steps(folder: Path, epochs: int, per_epoch: int, every: int = 10_000) -> Any:
-    """Write the history of steps that were not made; return the trainer that would have made them.
+def write_steps(
+    trainer: Any, epochs: int, per_epoch: int, every: int = 10_000, ends: Callable[[], Any] | None = None
+) -> None:
+    """Write the history of steps that were not made, and leave the trainer as they would have.
 
     Parameters
     ----------
-    folder : Path
+    trainer : Trainer
+        With a run folder.
     epochs, per_epoch : int
         A row an epoch; with `per_epoch` steps in each.
     every : int
         A point every so many steps, and at each epoch's end.
+    ends : callable, optional
+        Called at the end of each epoch. Without it, the last epoch stays open.
     """
-    trainer = make_trainer(folder)
     recorder, processes = trainer._recorder, trainer._place.processes
     with trainer._journal.holding(), trainer._journal.opened(trainer, ends=False):
         file, lines = trainer._journal.file, StepLines(recorder, True)
@@ -95,14 +100,22 @@ def write_steps(folder: Path, epochs: int, per_epoch: int, every: int = 10_000) 
                 if place % every == 0 and place < per_epoch:
                     file.put(lines.take(trainer.optimizer, processes, True))
                     file.write()
-            mean = recorder.log_train.means()["loss"]
-            recorder.counters.update_epoch()
-            recorder.history.put({"epoch": epoch, "step": recorder.counters.get_step() - 1, "lr": 0.05,
-                                  "train_loss": mean, "test_loss": 1.1 * mean, "seconds": 1.0})  # fmt: skip
+            if ends is None and epoch == epochs:
+                file.put(lines.take(trainer.optimizer, processes, True))
+                return
+            _end_epoch(recorder, epoch)
             file.put(lines.take(trainer.optimizer, processes, False))
             if epoch % 100 == 0:
                 file.write()
-    return trainer
+            if ends is not None:
+                ends()
+
+
+def _end_epoch(recorder: Any, epoch: int) -> None:
+    mean = recorder.log_train.means()["loss"]
+    recorder.counters.update_epoch()
+    recorder.history.put({"epoch": epoch, "step": recorder.counters.get_step() - 1, "lr": 0.05, "train_loss": mean,
+                          "test_loss": 1.1 * mean, "seconds": 1.0})  # fmt: skip
 
 
 def _step(recorder: Any, place: int) -> None:

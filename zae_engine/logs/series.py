@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .history_file import Line
 from .outcome import is_count, is_number
 
+_OF_LINE = ("kind", "epoch", "first", "time")
 _OF_STEP = ("kind", "step", "epoch")
 
 
@@ -39,10 +40,11 @@ class Series:
 def packed(line: Line) -> Line:
     """A line ``steps`` with a `Series` in place of each list of numbers, so that a file of any length can be held."""
     first, values = line.get("first"), line.get("values")
+    own = {name: line[name] for name in _OF_LINE if name in line}
     if not is_count(first) or not isinstance(values, dict):
-        return {**line, "values": {}}
+        return own | {"values": {}}
     columns = {name: column for name, column in values.items() if isinstance(column, list)}
-    return {**line, "values": {name: _packed(first, column) for name, column in columns.items()}}
+    return own | {"values": {name: _packed(first, column) for name, column in columns.items()}}
 
 
 def _packed(first: int, column: list[Any]) -> Series:

@@ -35,7 +35,8 @@ class StepLines:
         self._recorder = recorder
         self._step = recorder.counters.get_step() - 1  # the last step that has its line
         self.files: list[tuple[str, bytes]] = []
-        self._rows: list[Line] = [] if begins else [dict(row) for row in recorder.history.rows]
+        self._taken = 0 if begins else len(recorder.history.rows)
+        self._last: Line = dict(recorder.history.rows[-1]) if self._taken else {}  # of the rows that are taken
         self._begin_point()
 
     def take(self, optimizer: Any, processes: Processes, opened: bool) -> list[Line]:
@@ -90,10 +91,15 @@ class StepLines:
         self._seconds, self._samples = self._recorder.usage.now(), self._recorder.usage.samples
 
     def _new_rows(self) -> list[Line]:
-        rows = [dict(row) for row in self._recorder.history.rows]
-        known, self._rows = self._rows, rows
-        return [{"kind": "row", "number": i, **row} for i, row in enumerate(rows)
-                if i >= len(known) or _facts(known[i]) != _facts(row)]  # fmt: skip
+        begin, taken, last = (
+            max(self._taken - 1, 0),
+            self._taken,
+            self._last,
+        )  # only the last one may have changed since
+        rows = [dict(row) for row in self._recorder.history.rows[begin:]]
+        self._taken, self._last = begin + len(rows), rows[-1] if rows else {}
+        return [{"kind": "row", "number": i, **row} for i, row in enumerate(rows, begin)
+                if i >= taken or _facts(last) != _facts(row)]  # fmt: skip
 
 
 def _step_of(line: Line) -> int:

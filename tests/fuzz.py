@@ -38,7 +38,7 @@ from zae_engine.logs.cursor import cursors_in
 from zae_engine.logs.curves import steps_of
 from zae_engine.logs.export import SyncError, export, sync
 from zae_engine.logs.history_file import HistoryFile, read_history
-from zae_engine.logs.merging import records_of, resumes_in
+from zae_engine.logs.merging import records_of
 from zae_engine.logs.outcome import is_held
 from zae_engine.logs.reading import Run, RunFolderError, read_run
 from zae_engine.logs.report import render
@@ -227,7 +227,7 @@ class Fuzz:
             return [lambda: is_held(self.run), self._lock, lambda: list_runs(self.root / "runs")]
         readers = [self._read_run, lambda: table_of_runs(list_runs(self.root / "runs")), lambda: cursors_in(self.run)]
         if path.name == "history.jsonl":
-            readers += [lambda: read_history(self.run), lambda: records_of(self.run), lambda: resumes_in(path)]
+            readers += [lambda: read_history(self.run), lambda: records_of(self.run), lambda: HistoryFile(path).resumes]
             readers += [lambda: records_of(self.run, True), lambda: HistoryFile(path).append([{"kind": "end"}])]
         if path.name in ("run.json", "summary.json"):
             readers += [lambda: read_run_json(self.run)]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.logs.making import STARTED, attempt, checkpoint, end, point, row, steps, write
 from zae_engine.logs.history_file import HistoryFile, held, parsed
-from zae_engine.logs.merging import Tail, records_of, resumes_in
+from zae_engine.logs.merging import Tail, records_of
 
 
 def told(records):
@@ -129,7 +129,7 @@ def test_superseded_lines_give_no_record(tmp_path):
     lines += [attempt(2, after=3, step=2), point(4), row(0, 6, test_loss=0.5), end(step=6)]
     folder = write(tmp_path, lines)
     assert [record.step for record in records_of(folder)] == [2, 4, 6]
-    assert resumes_in(folder / "history.jsonl") == [2]
+    assert HistoryFile(folder / "history.jsonl").resumes == [2]
 
 
 def test_a_run_begun_anew_in_a_folder_supersedes_everything(tmp_path):

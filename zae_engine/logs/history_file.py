@@ -21,6 +21,7 @@ from typing import Any
 from ..files import appending, encoded, folder_in, lines_of, parse_json, write_all, write_bytes
 
 Line = dict[str, Any]
+_ATTEMPT = b'{"kind": "attempt"'
 _OWN = ("kind", "step", "epoch", "time")  # what a line of one step says itself
 FOLDER_OF_PICTURES = "pictures"  # in the run's folder
 SUFFIXES = (".gif", ".jpeg", ".jpg", ".png", ".webp")  # of their names
@@ -81,15 +82,35 @@ def _texts(path: Path) -> Iterable[bytes]:
     return lines_of(path) if os.path.lexists(path) else ()
 
 
-def _count(path: Path) -> int:
-    """Whole lines of the file; of a million steps, only those that are not plainly whole are parsed."""
-    return sum(is_whole_steps(text) or parsed(text) is not None for text in _texts(path))
+def _counted(path: Path) -> tuple[int, list[tuple[int, Line]]]:
+    """Whole lines of the file, and its attempts by their numbers; all others are parsed only where a crash may be."""
+    count, attempts = 0, list[tuple[int, Line]]()
+    for text in _texts(path):
+        if text.startswith(_ATTEMPT) or not is_whole(text):
+            if (line := parsed(text)) is None:
+                continue
+            if line.get("kind") == "attempt":
+                attempts.append((count + 1, line))
+        count += 1
+    return count, attempts
+
+
+def is_whole(text: bytes) -> bool:
+    """Whether a line is plainly a whole one, told without parsing it: one that a crash has cut lacks a brace."""
+    if (
+        not (text.startswith(b'{"kind": "') and text.endswith(b"}") and text.isascii())
+        or b"\\" in text
+        or b"\0" in text
+    ):
+        return False
+    pieces = text.split(b'"')
+    outside = b"".join(pieces[::2])  # of names and texts, which may have braces in them
+    return len(pieces) % 2 == 1 and outside.count(b"{") == outside.count(b"}")
 
 
 def is_whole_steps(text: bytes) -> bool:
-    """Whether a line is plainly a whole one of kind ``steps``, most of the file; told without parsing it."""
-    plain = text.startswith(b'{"kind": "steps", ') and text.endswith(b"]}}") and text.count(b"{") == 2
-    return plain and text.count(b'"') % 2 == 0 and b"\\" not in text  # not in the middle of a name, as a cut one may
+    """Whether it is one of kind ``steps``, which are most of the file."""
+    return text.startswith(b'{"kind": "steps", ') and is_whole(text)
 
 
 def parsed(text: bytes) -> Line | None:
@@ -125,7 +146,7 @@ class HistoryFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.count = _count(path)
+        self.count, self._attempts = _counted(path)
         self._waiting: list[Line] = []
         self._files: list[tuple[str, bytes]] = []
         self._writing = threading.Lock()
@@ -134,8 +155,21 @@ class HistoryFile:
         """Keep lines for the next `write`, and the files that they name; return the number of the last line."""
         self._files.extend(files)
         self._waiting.extend(lines)
-        self.count += len(lines)
+        for line in lines:
+            self.count += 1
+            if line.get("kind") == "attempt":
+                self._attempts.append((self.count, line))
         return self.count
+
+    @property
+    def resumes(self) -> list[int]:
+        """The steps after which the run was gone on with, as the lines that hold have it."""
+        found, last = list[int](), self.count
+        for place, line in reversed(self._attempts):
+            if place <= last:
+                last = _before(line, place - 1)
+                found += [line["step"]] if line.get("after") and type(line.get("step")) is int else []
+        return found[::-1]
 
     def write(self, flush: bool = False) -> None:
         """Write what waits, and with `flush` see to it that it is on the disk; what fails goes with the next one."""

@@ -296,9 +296,3 @@ def _timed(records: list[Record], marks: list[Line]) -> list[Record]:
 def _step_of(line: Line) -> float:
     step = line.get("step")
     return step if type(step) is int else math.inf
-
-
-def resumes_in(path: Path) -> list[int]:
-    """The steps after which a run was gone on with, as its ``history.jsonl`` has it; the steps' values go unread."""
-    attempts = [line for line in Tail(path).lines() if line.get("kind") == "attempt" and line.get("after")]
-    return [step for line in attempts if type(step := line.get("step")) is int]

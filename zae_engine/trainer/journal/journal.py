@@ -15,7 +15,6 @@ from ...checkpoint.folder import CHECKPOINTS
 from ...checkpoint.lock import RunLock
 from ...files import NotPlainError, check_plain, clear_partials, refuse_outside
 from ...logs.history_file import HistoryFile, Line
-from ...logs.merging import resumes_in
 from ...redaction import redact
 from ..console.bar import make_bar
 from ..interface import Face
@@ -214,7 +213,7 @@ class Journal(Companion):
             step = self.recorder.counters.get_step() - 1
             self.file.append([{"kind": "attempt", "attempt": self.attempt["attempt"], "after": after, "step": step,
                                "from": self.origin, "time": time.time()}])  # fmt: skip
-            self.recorder.history.resumes[:] = resumes_in(self.file.path)
+            self.recorder.history.resumes[:] = self.file.resumes
 
     def _check_shared(self) -> None:
         """Refuse processes that see other folders at that path."""

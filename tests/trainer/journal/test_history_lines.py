@@ -107,3 +107,34 @@ def test_a_line_has_no_more_numbers_than_a_reader_can_hold():
     lines = _columns(series, 1, 1, 1500, 1)
     assert [line["first"] for line in lines] == list(range(1, 1501, 250))
     assert all(len(column) == 250 for line in lines for column in line["values"].values())
+
+
+class Noting(list):
+    """Rows that note how many of them are looked at."""
+
+    looked_at = 0
+
+    def __iter__(self):
+        Noting.looked_at += len(self)
+        return super().__iter__()
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        Noting.looked_at += len(found) if isinstance(index, slice) else 1
+        return found
+
+
+def test_of_rows_that_are_taken_only_the_last_one_is_looked_at():
+    trainer = make(Lined)
+    trainer.run(3, loader())
+    taker, rows = Taker(trainer), trainer.history.rows
+    taker.take(False)
+    rows += [{**rows[-1], "epoch": epoch} for epoch in range(4, 400)]
+    taker.take(False)
+    trainer.history.rows = Noting(rows)
+    trainer.history.rows.append({**rows[-1], "epoch": 400})
+    rows[-1]["test_loss"] = 1.0
+    taker.take(False)
+    assert [line["number"] for line in taker.taken[-2:]] == [398, 399]
+    assert len(taker.taken) == 399 + 2
+    assert Noting.looked_at == 2

@@ -92,6 +92,22 @@ def test_restarting(quick):
 
 
 @pytest.mark.usefixtures("starts_processes")
+def test_command_line(quick):
+    found, _ = quick("command_line")
+    (rows,) = found.values()
+    assert names(rows)[2:] == ["zae --help", "zae runs", "zae runs, killed", "zae report"]
+    assert all(row["processor_us"] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures("starts_processes")
+@pytest.mark.slow
+def test_long_run(quick):
+    found, _ = quick("long_run")
+    assert {"step 1: resume", "long epoch: resume", "short epochs: resume", "long epoch: picture"} <= found.keys()
+    assert 15 < found["long epoch: history, bytes a step"] < 30
+
+
+@pytest.mark.usefixtures("starts_processes")
 @pytest.mark.slow
 def test_loggers(quick):
     found, _ = quick("loggers")

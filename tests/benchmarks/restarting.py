@@ -147,8 +147,9 @@ def make_checkpoint(folder: Path, position: int, batches: int, shuffled: bool) -
     losses = array("d", (1.0 + 1.0 / (1 + step) for step in range(done)))
     folder.mkdir()
     with open(folder / "history.jsonl", "w", encoding="utf-8") as file:
-        for step, loss in enumerate(losses, 1):
-            file.write(json.dumps({"kind": "step", "step": step, "epoch": 1, "loss": loss}) + "\n")
+        for begin in range(0, done, 1000):
+            part = {"loss": losses[begin : begin + 1000].tolist()}
+            file.write(json.dumps({"kind": "steps", "epoch": 1, "first": begin + 1, "values": part}) + "\n")
     trainer, loader = make_trainer(folder, position), make_loader(batches, shuffled)
     series = {"places": array("q", range(done)), "values": losses, "weights": array("d", [float(BATCH_SIZE)]) * done}
     log = {"batches": done, "scalars": {"loss": {**series, "kind": "torch.float32"}}, "other": {}}

@@ -126,23 +126,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, serial if _is_count(serial) else 0, step if _is_count(step) else 0, manifest)
 
 
-def committed(folder: Path) -> list[Checkpoint]:
-    """Checkpoints in a folder ``checkpoints/``, whole or damaged, in order of serial.
+def committed(folder: Path, newest: int | None = None) -> list[Checkpoint]:
+    """Checkpoints in a folder ``checkpoints/``, whole or damaged, in order of serial; at most so many of the newest.
 
     Stray files, folders of other names and what is still being written are passed over; no folder has none.
     """
-    return [read_checkpoint(path) for path in _committed(folder)]
-
-
-def last_committed(folder: Path) -> Checkpoint | None:
-    """The last one that `committed` finds, the only one that is looked at."""
-    paths = _committed(folder)
-    return read_checkpoint(paths[-1]) if paths else None
-
-
-def _committed(folder: Path) -> list[Path]:
     found = [path for path in _entries(folder) if parse_name(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: parse_name(path.name) or (0, 0))
+    found.sort(key=lambda path: parse_name(path.name) or (0, 0))
+    return [read_checkpoint(path) for path in (found if newest is None else found[-newest:])]
 
 
 def next_serial(folder: Path) -> int:

@@ -62,13 +62,13 @@ def end_of(lines: Iterable[Line]) -> Line | None:
     return end
 
 
-def status_of(folder: Path, end: Line | None, last: Checkpoint | None) -> str:
+def status_of(folder: Path, end: Line | None, saved: list[Checkpoint]) -> str:
     """``'running'``, or how it ended; a run that was killed could not say it, and has ``'broken off'``."""
     if is_held(folder):
         return "running"
     if end is not None and end.get("status") in ENDS:
         return str(end["status"])
-    return "done" if end is None and last and last.manifest.get("complete") is True else "broken off"
+    return "done" if end is None and saved and saved[-1].manifest.get("complete") is True else "broken off"
 
 
 def is_held(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.folder import CHECKPOINTS, Checkpoint, committed, last_committed
+from ..checkpoint.folder import CHECKPOINTS, Checkpoint, committed
 from ..files import lines_of, may_be_deep, read_json
 from ..suggestions import nearest_path
 from ..terminal import PrintableError
@@ -194,8 +194,8 @@ def _run(folder: Path, values: bool) -> Run:
         raise RunFolderError(f"{str(folder)!r} has a {HISTORY} in which no line can be read, and no {RUN}")
     lasting, end = held(lines), end_of(lines)
     steps, last_step = _steps_of(folder / HISTORY, lasting, values)
-    saved = committed(folder / CHECKPOINTS) if values else []
-    last = last_committed(folder / CHECKPOINTS) if not values and end is None else saved[-1] if saved else None
+    # For a list, only the last one matters, and only where no end says how the run ended.
+    saved = committed(folder / CHECKPOINTS, None if values else 1) if values or end is None else []
     rows = _rows(lasting)
     points = [line for line in lines if line.get("kind") == "point"]
     watched = watched_of(end, started, rows)
@@ -210,7 +210,7 @@ def _run(folder: Path, values: bool) -> Run:
         attempts=[line for line in lines if line.get("kind") == "attempt"],
         started=started,
         end=end,
-        status=status_of(folder, end, last),
+        status=status_of(folder, end, saved),
         best=best_of(folder, end, watched, rows, saved),
         watched=watched,
         seconds=sum(stop - start for start, stop in stretches(lines)),

@@ -8,9 +8,9 @@ has made a single step; each saves a checkpoint. A fresh process takes each of t
 dataset has a sample for each step of the long epoch, in shuffled order, in all of the three.
 
 ``resume`` is from ``run(..., resume='auto')`` to the end of the step, by the clock and of the processor; ``MB`` is the
-process's peak. An epoch's end is what it takes to take and write its lines. ``reading``, ``summary``, ``picture`` are
-what is done with the history at the end of a run, and ``MB`` what that adds to the process; all seconds of the
-processor.
+process's peak, with the summary and the picture that it makes when it breaks off. An epoch's end is what it takes to
+take and write its lines. ``reading``, ``summary``, ``picture`` are what is done with the history at the end of a run,
+and ``MB`` what that adds to the process; all seconds of the processor.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ class MadeError(Exception):
 class OneStep(Tiny):
     """Makes one step, and breaks off at the next one."""
 
-    steps_made, made_at = 0, 0.0
+    steps_made, made_at = 0, (0.0, 0.0)
 
     def train_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Count."""
-        self.steps_made, self.made_at = self.steps_made + 1, perf_counter()
+        self.steps_made += 1
+        self.made_at = perf_counter(), process_time()
         if self.steps_made > 1:
             raise MadeError
         return super().train_step(batch)
@@ -126,8 +127,9 @@ def _resume_here(folder: Path, size: int) -> None:
     begin, processor = perf_counter(), process_time()
     with discarded("terminal"), suppress(MadeError):
         trainer.run(1, loader, resume="auto")
-    print(json.dumps({"seconds": trainer.made_at - begin, "processor": process_time() - processor, "peak": peak(),
-                      "step": trainer.progress_checker.get_step() - 1}))  # fmt: skip
+    wall, spent = trainer.made_at[0] - begin, trainer.made_at[1] - processor
+    step = trainer.progress_checker.get_step() - 1
+    print(json.dumps({"seconds": wall, "processor": spent, "peak": peak(), "step": step}))
 
 
 def peak() -> float:

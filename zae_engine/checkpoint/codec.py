@@ -94,14 +94,14 @@ class _Packer:
 
     def pack(self, value: Any, where: str) -> Any:
         kind = type(value)
+        if (leaf := _LEAVES.get(kind)) is not None:
+            return leaf(value)
         if isinstance(value, Tensor):
-            return _tag("tensor", self._name(value, where))
+            return {TAG: "tensor", VALUE: self._name(value, where)}
         if isinstance(value, np.generic) and value.dtype.kind in "biufcmM" and value.dtype.itemsize <= 16:
             return _tag("scalar", [value.dtype.str, value.tobytes().hex()])
-        if kind is array.array and len(value) >= _MANY and value.typecode in "bhiqfd":
-            return _tag("numbers", [value.typecode, self._name(torch.from_numpy(np.array(value)), where)])
-        if kind in _LEAVES:
-            return _LEAVES[kind](value)
+        if kind is array.array:
+            return self._numbers(value, where)
         if kind is np.ndarray and value.dtype.kind in "biufc":
             return self._array(value, where)
         if isinstance(value, pathlib.PurePath):
@@ -114,13 +114,18 @@ class _Packer:
 
     def _name(self, tensor: Tensor, where: str) -> str:
         """Keep the tensor under a name that no other has."""
-        plain = where.encode("utf-8", "backslashreplace").decode() or "value"
+        plain = (where if where.isascii() else where.encode("utf-8", "backslashreplace").decode()) or "value"
         name, count = plain, 1
         while name in self.tensors or name == RESERVED:
             count += 1
             name = f"{plain}~{count}"
         self.tensors[name] = tensor
         return name
+
+    def _numbers(self, value: array.array[Any], where: str) -> Any:
+        if len(value) >= _MANY and value.typecode in "bhiqfd":
+            return _tag("numbers", [value.typecode, self._name(torch.from_numpy(np.array(value)), where)])
+        return _tag("numbers", [value.typecode, [_float(i) if isinstance(i, float) else i for i in value]])
 
     def _array(self, value: np.ndarray[Any, Any], where: str) -> Any:
         native = np.asarray(value, dtype=value.dtype.newbyteorder("="))
@@ -132,17 +137,18 @@ class _Packer:
             raise _refusal(value, where, f" of {value.dtype}") from None
 
     def _sequence(self, kind: type, value: Iterable[Any], where: str) -> Any:
-        items = [self.pack(item, _join(where, index)) for index, item in enumerate(value)]
+        head = f"{where}/" if where else ""
+        items = [self.pack(item, f"{head}{index}") for index, item in enumerate(value)]
         if kind in (set, frozenset):
             items.sort(key=json.dumps)  # which is the same in every process
         return items if kind is list else _tag(_SEQUENCES[kind], items)
 
     def _mapping(self, kind: type, value: Mapping[Any, Any], where: str) -> Any:
-        plain = kind is dict and all(type(key) is str and _is_text(key) for key in value) and TAG not in value
-        if plain:
-            return {key: self.pack(item, _join(where, key)) for key, item in value.items()}
+        head = f"{where}/" if where else ""
+        if kind is dict and TAG not in value and _has_plain_keys(value):
+            return {key: self.pack(item, f"{head}{key}") for key, item in value.items()}
         items = [
-            [self.pack(key, f"{_join(where, i)} (key)"), self.pack(item, _join(where, _step(key, i)))]
+            [self.pack(key, f"{head}{i} (key)"), self.pack(item, f"{head}{_step(key, i)}")]
             for i, (key, item) in enumerate(value.items())
         ]
         if isinstance(value, defaultdict) and value.default_factory in _FACTORIES.values():
@@ -155,8 +161,9 @@ def _tag(kind: str, content: Any) -> dict[str, Any]:
     return {TAG: kind, VALUE: content}
 
 
-def _join(where: str, step: object) -> str:
-    return f"{where}/{step}" if where else str(step)
+def _has_plain_keys(value: Mapping[Any, Any]) -> bool:
+    # Two questions in C come first: of the states of thousands of parameters each is asked.
+    return set(map(type, value)) <= {str} and ("".join(value).isascii() or all(map(_is_text, value)))
 
 
 def _step(key: Any, index: int) -> Any:
@@ -173,7 +180,7 @@ def _refusal(value: Any, where: str, more: str = "") -> CheckpointError:
 
 
 def _is_text(value: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in value) if not value.isascii() else True
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _text(value: str) -> Any:
@@ -211,7 +218,6 @@ _LEAVES: dict[type, Callable[[Any], Any]] = {
     torch.dtype: lambda x: _tag("dtype", str(x).removeprefix("torch.")),
     torch.Size: lambda x: _tag("size", list(x)),
     torch.device: lambda x: _tag("device", str(x)),
-    array.array: lambda x: _tag("numbers", [x.typecode, [_float(i) if isinstance(i, float) else i for i in x]]),
     datetime.datetime: lambda x: _tag("datetime", x.isoformat()),
     datetime.date: lambda x: _tag("date", x.isoformat()),
     datetime.time: lambda x: _tag("time", x.isoformat()),

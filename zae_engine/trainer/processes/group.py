@@ -155,8 +155,13 @@ def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds only a part of the parameters: FSDP2, by whoever it was applied, or ZeRO-3."""
     # What a DTensor has, and what DeepSpeed gives to the parameters that it spreads. After an evaluation FSDP2 may hold
     # whole parameters; its modules are then still known by what they can do.
-    spread = any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters())
-    return spread or any(hasattr(m, "set_requires_gradient_sync") for m in model.modules())
+    parameters = list(model.parameters())
+    spread = any(hasattr(kind, "full_tensor") for kind in set(map(type, parameters)))
+    return (
+        spread
+        or any("ds_id" in vars(p) for p in parameters)
+        or any(hasattr(m, "set_requires_gradient_sync") for m in model.modules())
+    )
 
 
 def leave_group() -> None:

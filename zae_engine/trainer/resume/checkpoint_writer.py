@@ -110,7 +110,7 @@ class Saver:
         self.blocked = 0.0
         self._processes, self._keep, self._token, self._history = processes, keep, token, history
         self._in_background, self._background = in_background, Background()
-        self._snapshots = {"documents": Snapshot(), "weights": Snapshot(), "sharded": Snapshot()}
+        self._snapshots: dict[str, dict[str, Snapshot]] = {}  # by kind and stem
         self._failure: BaseException | None = None
         self._patience = math.inf  # until when, by time.monotonic, the files of other processes are waited for
         self._problems: list[str] = []
@@ -156,18 +156,21 @@ class Saver:
 
     def _frozen(self, contents: Contents) -> Callable[[], None]:
         """Copy everything, so that the training can change it; return what writes the copy."""
-        documents, tensors = {}, dict[str, Tensor]()
+        values, packed = dict[str, Any](), dict[str, dict[str, Tensor]]()
         for stem, tree in contents.documents.items():
-            documents[stem], packed = pack(tree)
-            tensors |= {f"{stem}:{name}": tensor for name, tensor in packed.items()}
-        copies = self._snapshots["documents"].take(tensors)
-        weights = {f"{stem}:{name}": t for stem, each in contents.weights.items() for name, t in each.items()}
-        copied = self._snapshots["weights"].take(weights)
+            values[stem], packed[stem] = pack(tree)
+        packed = self._copies("documents", packed)
+        weights = self._copies("weights", contents.weights)
         if contents.sharded is not None:
-            contents.sharded.tensors = self._snapshots["sharded"].take(contents.sharded.tensors)
-        files = {stem: (values, _of(stem, copies)) for stem, values in documents.items()}
-        of_weights = {stem: _of(stem, copied) for stem in contents.weights} | contents.private
-        return partial(self._write, contents, files, of_weights)
+            contents.sharded.tensors = self._copies("sharded", {"": contents.sharded.tensors})[""]
+        files = {stem: (values[stem], tensors) for stem, tensors in packed.items()}
+        return partial(self._write, contents, files, weights | contents.private)
+
+    def _copies(self, kind: str, tensors: Weights) -> dict[str, dict[str, Tensor]]:
+        """Copies of the tensors of each stem, in memory that is used again and let go with its stem."""
+        before = self._snapshots.get(kind, {})
+        self._snapshots[kind] = now = {stem: before.get(stem) or Snapshot() for stem in tensors}
+        return {stem: now[stem].take(each) for stem, each in tensors.items()}
 
     def _write(self, contents: Contents, documents: dict[str, Any], weights: Weights) -> None:
         weights = _each_once(weights)
@@ -227,11 +230,6 @@ def _each_once(weights: Weights) -> Weights:
     if BEST in weights and MODEL in weights and equal(weights[BEST], weights[MODEL]):
         return {stem: tensors for stem, tensors in weights.items() if stem != BEST}
     return weights
-
-
-def _of(stem: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    head = f"{stem}:"
-    return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}
 
 
 def _without_twins(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

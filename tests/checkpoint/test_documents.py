@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from zae_engine.checkpoint.disk import digest
 from zae_engine.checkpoint.documents import read_document, read_tensors, write_document, write_tensors
@@ -33,6 +33,14 @@ def random(dtype, *shape):
 
 def bits(tensor):
     return tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
+
+
+def test_a_safetensors_file_is_the_one_that_the_library_writes(tmp_path):
+    own = {f"{n}.{dtype}": torch.arange(n).to(dtype) for n in (0, 6) for dtype in (torch.float32, torch.bool)}
+    own |= {"bfloat16": torch.ones(2, 3, dtype=torch.bfloat16), "scalar": torch.tensor(2.0, dtype=torch.float64)}
+    write_tensors(tmp_path / "ours.safetensors", own)
+    save_file(own, tmp_path / "theirs.safetensors", {"format": "pt"})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -43,6 +43,33 @@ def test_tied_tensors_are_copied_once_and_others_are_not():
     assert copies["tied"].sum() == 0
 
 
+def test_what_is_tied_or_spread_anew_between_two_times_is_copied_as_it_is_now():
+    snapshot, live = Snapshot(), {"a": torch.ones(2, 2), "b": torch.zeros(2, 2)}
+    kept = snapshot.take(live)
+    live["a"].data = torch.arange(4.0).view(2, 2).t()  # other memory and strides, in the same tensor
+    turned = snapshot.take(live)
+    assert turned["a"] is kept["a"]
+    assert turned["a"].tolist() == [[0, 2], [1, 3]]
+    live["b"] = live["a"]
+    tied = snapshot.take(live)
+    assert tied["b"] is tied["a"]
+    live["b"] = torch.full((2, 2), 7.0)
+    apart = snapshot.take(live)
+    assert (apart["a"].tolist(), apart["b"].tolist()) == ([[0, 2], [1, 3]], [[7, 7], [7, 7]])
+
+
+def test_a_tensor_of_a_class_with_methods_of_its_own_is_copied_too():
+    class Named(torch.Tensor):
+        pass
+
+    live = {"a": torch.ones(2).as_subclass(Named), "b": torch.ones(3)}
+    for value in (1.0, 2.0):
+        live["a"].fill_(value)
+        copies = Snapshot().take(live)
+        assert type(copies["a"]) is torch.Tensor
+        assert copies["a"].tolist() == [value, value]
+
+
 def test_tensors_of_any_strides_and_views():
     whole = torch.arange(12.0).view(3, 4)
     turned = torch.tensor([1 + 2j]).conj()

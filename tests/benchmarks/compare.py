@@ -175,7 +175,8 @@ def differ(run: Run, column: str) -> Cells:
 def time_imports(run: Run, column: str) -> Cells:
     """The seconds of an import."""
     modules = {name: TRAINERS[name].module for name in run.names}
-    seconds = imports.alternate_imports(list(modules.values()), -(-run.repetitions // 3), not run.quick)
+    found = imports.alternate_imports(list(modules.values()), -(-run.repetitions // 3), not run.quick)
+    seconds = {module: [wall for wall, _ in times] for module, times in found.items()}
     run.details[column] = seconds
     return {name: median(seconds[module]) for name, module in modules.items()}
 

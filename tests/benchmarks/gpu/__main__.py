@@ -127,7 +127,7 @@ def measure_saves(device: torch.device, budget: Budget, quick: bool) -> dict[str
         title = f"Saving, {case.title}"
         if budget.allows(title, 0 if quick else SAVING / 2):
             with tempfile.TemporaryDirectory() as parent:
-                found = saving.measure(case, 3 if quick else 5, 1, Path(parent), device.type)
+                found = saving.measure(case, 3 if quick else 5, 1, Path(parent), device=device.type)
             tables[case.title] = saving.figures(found)
             print(f"{saving.format_table(title, tables[case.title])}\n", flush=True)
     return tables

@@ -7,7 +7,8 @@ import time
 from functools import partial
 from typing import ClassVar
 
-from zae_engine.logs.logger_feed import Feed, close
+from zae_engine.logs.delivery import close
+from zae_engine.logs.logger_feed import Feed
 from zae_engine.logs.loggers.logger import Logger
 
 

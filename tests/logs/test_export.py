@@ -11,8 +11,8 @@ from tests.logs.killed_run import Killed, train
 from tests.logs.making import STARTED, attempt, checkpoint, note, point, row, steps, write
 from tests.logs.services import BufferingLogger, ReadBackLogger, Service, ServiceLogger, attach, end_all, feed_of
 from zae_engine.logs.cursor import Cursor, cursors_in
+from zae_engine.logs.delivery import close
 from zae_engine.logs.export import SyncError, export, sync
-from zae_engine.logs.logger_feed import close
 from zae_engine.logs.merging import records_of
 from zae_engine.logs.reading import RunFolderError
 from zae_engine.trainer.addons import StateManagerAddon
@@ -198,7 +198,7 @@ def test_a_run_goes_to_csv_and_tensorboard(tmp_path):
 
 
 def test_every_step_is_exported(tmp_path):
-    trainer = make(Killed.add_on(StateManagerAddon), save_path=tmp_path)  # with a point an epoch or so
+    trainer = make(Killed.add_on(StateManagerAddon), save_path=tmp_path, log_every="1ep")
     trainer.run(2, loader(), loader(11))
     assert len(records_of(tmp_path)) < 12
     export(tmp_path, "csv", {}, every_step=True)

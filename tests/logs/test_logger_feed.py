@@ -24,9 +24,9 @@ from tests.logs.services import (
 )
 from tests.logs.test_merging import write_more
 from tests.nurse import environment
-from zae_engine.logs import logger_feed as feed_module
+from zae_engine.logs import delivery as feed_module
 from zae_engine.logs.cursor import Cursor
-from zae_engine.logs.logger_feed import close
+from zae_engine.logs.delivery import close
 from zae_engine.logs.loggers.logger import RunInfo
 from zae_engine.logs.merging import records_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon, TensorBoardLoggerAddon

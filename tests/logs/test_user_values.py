@@ -13,9 +13,9 @@ from PIL import Image
 
 from tests.helpers import PlainTrainer, loader, make
 from tests.logs.services import ReadBackLogger, Service, attach, end_all, feed_of
+from zae_engine.logs.delivery import close
 from zae_engine.logs.export import export
 from zae_engine.logs.history_file import read_history
-from zae_engine.logs.logger_feed import close
 from zae_engine.logs.merging import picture_in, records_of
 from zae_engine.trainer.addons import CSVLoggerAddon, StateManagerAddon
 from zae_engine.trainer.compose import AddOnBase
@@ -124,7 +124,7 @@ def test_values_come_from_every_method_at_their_step(tmp_path):
 
 def test_values_between_runs_come_once_and_are_not_the_next_step_s(tmp_path):
     service = Service()
-    trainer = trained(tmp_path, service, kind=PlainTrainer)
+    trainer = trained(tmp_path, service, kind=PlainTrainer, log_every="1ep")
     trainer.log({"first": 0.0})
     for call in (1, 2):
         trainer.run(1, loader())
@@ -213,11 +213,11 @@ def test_each_value_comes_once_after_a_crash_and_a_resume(tmp_path, falls_at):
 
 def test_a_value_of_after_the_run_is_not_sent_again_by_another_process(tmp_path):
     service = Service()
-    trainer = trained(tmp_path, service, kind=PlainTrainer)
+    trainer = trained(tmp_path, service, kind=PlainTrainer, log_every="1ep")
     trainer.run(1, loader(), resume="auto")
     trainer.log({"final": 1.0})
     ended(trainer)
-    further = trained(tmp_path, service, kind=PlainTrainer)
+    further = trained(tmp_path, service, kind=PlainTrainer, log_every="1ep")
     further.run(2, loader(), resume="auto")
     ended(further)
     assert column(service.records["run-1"], "final") == [(6, 1.0)]

@@ -95,7 +95,7 @@ def export(
     out : Path, optional
         Where it writes what it writes locally; by default ``export/`` in the run's folder.
     every_step : bool
-        A record for each step, in place of one for each point.
+        A record for each step, however many there are, in place of those that a logger gets in the run.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def _sync_one(run: _Whole, cursor: Cursor, make: Callable[[Cursor], Logger]) -> 
     try:
         cursor.id = logger.start(replace(run.info, id=cursor.id, step=cursor.step))
         cursor.correct(logger)
-        missing = [record for record in run.records if record.place > cursor.place]
+        missing = [each for each in records_of(run.folder, after=cursor.step) if each.place > cursor.place]
         _give(logger, cursor, missing)
         logger.summarize(run.summary)
         logger.finish(run.status)

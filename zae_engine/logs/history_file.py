@@ -1,7 +1,8 @@
 """``history.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
 
 A line is of one ``kind``: ``attempt`` (the run was started, or gone on with), ``steps`` (the values of some optimizer
-steps, one after the other), ``point`` (the means since the last one), ``row`` (one row of the history; of two with the
+steps, one after the other; where each of them, or a mean of some, is a logger's record, with the ``items`` of each),
+``point`` (the means since the last one), ``row`` (one row of the history; of two with the
 same number the later one holds), ``logged`` (the user's own values of one step), ``checkpoint`` or ``end``. A run that
 goes on from a checkpoint appends an ``attempt`` whose ``after`` says which line of the file it follows, by its number:
 from 1, 0 for none. Those in between were of steps that are done again, or of another way on from an earlier checkpoint.
@@ -24,6 +25,7 @@ Line = dict[str, Any]
 _ATTEMPT = b'{"kind": "attempt"'
 _OWN = ("kind", "step", "epoch", "time")  # what a line of one step says itself
 FOLDER_OF_PICTURES = "pictures"  # in the run's folder
+STEPS_A_LINE = 1000  # at most
 SUFFIXES = (".gif", ".jpeg", ".jpg", ".png", ".webp")  # of their names
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files import LONGEST, open_plain
-from .history_file import FOLDER_OF_PICTURES, SUFFIXES, Line, parsed, read_lines
+from .history_file import FOLDER_OF_PICTURES, STEPS_A_LINE, SUFFIXES, Line, parsed, read_lines
 from .loggers.logger import Record
 from .outcome import number
+from .step_means import StepMeans
 
 _PLACES = ("epoch", "step", "lr", "seconds", "saving", "number", "kind")
 _LARGEST = 1 << 53
 _STEPS, _ATTEMPT = b'{"kind": "steps"', b'{"kind": "attempt"'
+_WITH_ITEMS = re.compile(rb'\{"kind": "steps", "epoch": \d+, "first": (\d+), "items": ')  # of which means are made
 
 
 class Merger:
@@ -64,14 +67,15 @@ class Merger:
             self._begins = number(line.get("step"))
         if kind == "logged":
             return self._put(own_of(line, self._folder, self._time), False)
-        if kind not in ("point", "row") and not (kind == "step" and self._every_step):
+        if kind not in ("mean", "point", "row") and not (kind == "step" and self._every_step):
             return None
         step = line.get("step")
         if type(step) is not int or not 0 <= step < _LARGEST:
             return None  # nobody can tell where it belongs
         if kind == "row" and 0 < step <= self._begins:
             return None  # of another folder, from which this run has begun
-        values = {"point": self._of_point, "row": self._of_row}.get(kind, self._of_step)(line)
+        ways = {"mean": self._of_mean, "point": self._of_point, "row": self._of_row}
+        values = ways.get(kind, self._of_step)(line)
         return self._put(Record(step, 0.0 if kind == "step" else self._time, values), kind == "row")
 
     def _put(self, found: Record | None, is_row: bool) -> Record | None:
@@ -114,6 +118,9 @@ class Merger:
     def _trained(self, means: dict[str, Any]) -> dict[str, float]:
         self._of_steps |= means.keys()
         return {f"train/{key}": value for key, value in _numbers(means).items()}
+
+    def _of_mean(self, line: Line) -> dict[str, float]:
+        return {"epoch": number(line.get("epoch")), **self._trained(_table(line.get("train")))}
 
     def _of_point(self, line: Line) -> dict[str, float]:
         values = {} if self._every_step else self._trained(_table(line.get("train")))
@@ -192,21 +199,32 @@ class Tail:
     ----------
     path : Path
         The ``history.jsonl``.
+    after : int
+        Steps that have been told before; see `StepMeans`.
+
+    Attributes
+    ----------
+    stride : int
+        How many steps a record is of; see `StepMeans`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, after: float = 0) -> None:
+        self.path, self._after, self.stride = path, after, 1
         self._start_over([])
 
     def _start_over(self, holds: list[range]) -> None:
         self._offset, self._number, self._merger = 0, 0, Merger(folder=self.path.parent)
         self._holds, self._known = holds, holds[-1].stop if holds else 0
+        self._means = StepMeans(self._after)
 
     def read(self) -> Iterator[Record]:
         """The records that have become whole since the last time; only those that hold."""
         for line in self.lines():
-            if (record := self._merger.add(line)) is not None:
-                yield record
+            self._means.stride = self.stride
+            for each in self._means.split(line):
+                if (record := self._merger.add(each)) is not None:
+                    yield record
+                    self._means.stride = self.stride
 
     @property
     def names(self) -> dict[str, str]:
@@ -215,11 +233,12 @@ class Tail:
 
     def rest(self) -> Iterator[Record]:
         """The record that may not be whole yet."""
-        if (record := self._merger.add({"kind": "end"})) is not None:
-            yield record
+        for each in self._means.split({"kind": "end"}):
+            if (record := self._merger.add(each)) is not None:
+                yield record
 
     def lines(self) -> Iterator[Line]:
-        """The new lines that hold; the numbers of steps, which no record needs, unparsed."""
+        """The new lines that hold; the numbers of steps that no record needs, unparsed."""
         if not self.path.is_file():
             return
         with open_plain(self.path) as file:
@@ -228,7 +247,7 @@ class Tail:
                 self._start_over(_ranges(map(_line, _texts(file, 0, end))))
             for text in _texts(file, self._offset, end):
                 self._offset += len(text)
-                if (line := _line(text)) is not None:
+                if (line := _line(text, self._after)) is not None:
                     self._number += 1
                     if self._number >= self._known or any(self._number in holds for holds in self._holds):
                         yield line
@@ -242,8 +261,11 @@ def _texts(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
         yield text
 
 
-def _line(text: bytes) -> Line | None:
-    return {"kind": "steps"} if text.startswith(_STEPS) and text.endswith(b"}}\n") else parsed(text)
+def _line(text: bytes, after: float = math.inf) -> Line | None:
+    if not (text.startswith(_STEPS) and text.endswith(b"}}\n")):
+        return parsed(text)
+    found = _WITH_ITEMS.match(text)
+    return {"kind": "steps"} if found is None or int(found[1]) + STEPS_A_LINE <= after else parsed(text)
 
 
 def _ranges(lines: Iterator[Line | None]) -> list[range]:
@@ -261,18 +283,21 @@ def _ranges(lines: Iterator[Line | None]) -> list[range]:
     return [range(1, last + 1), *reversed(holds)]
 
 
-def records_of(path: Path, every_step: bool = False) -> list[Record]:
+def records_of(path: Path, every_step: bool = False, after: int = 0) -> list[Record]:
     """All records of a run folder, or of its ``history.jsonl``; of a run that broke off, the last one, too.
 
     Parameters
     ----------
     path : Path
     every_step : bool
-        One for each step, in place of one for each point. Its time lies between those of the points around it.
+        One for each step, however many, in place of those that a logger gets. Its time lies between those of the points
+        around it.
+    after : int
+        Steps that a logger has: none of its records goes beyond.
     """
     path = path / "history.jsonl" if path.is_dir() else path
-    if not every_step:  # then the steps, most of the file, need not be read
-        tail = Tail(path)
+    if not every_step:
+        tail = Tail(path, after)
         return [*tail.read(), *tail.rest()]
     # What the user has logged stands behind the steps that were taken with it, and belongs to its own.
     merger, lines = Merger(every_step, path.parent), sorted(read_lines(path), key=_step_of)

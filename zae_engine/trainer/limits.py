@@ -181,6 +181,71 @@ class Interval:
         return is_last or (self.every.unit == "ep" and epoch % self.every.count == 0)
 
 
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_LEAST, _MOST = 0.1, 10.0  # seconds between two readings
+_OF_READING = 0.2  # of a pace's share: what is left is for what is done with the values
+_READINGS = 10_000  # of a run's time so far, its present interval is one part in so many, at least
+
+
+class Pace(Interval):
+    """When something is due that may take a share of the time: the dearer it was, the later, but every ten seconds.
+
+    Parameters
+    ----------
+    share : float
+        Of the time, for this and all that follows from it; the interval keeps to a fifth of that.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__(Duration(_MOST, "s"))
+        self.share = share
+        self._varies, self._seconds, self._cost = False, _MOST, 0.0
+        self.began = self._last
+
+    @property
+    def for_others(self) -> float:
+        """The share that is left for what is done with the values."""
+        return self.share * (1 - _OF_READING)
+
+    def begin(self, varies: bool) -> None:
+        """Begin anew; it is ten seconds unless it `varies`."""
+        self.began = time.perf_counter()
+        self._varies, self._seconds, self._cost = varies, _LEAST if varies else _MOST, 0.0
+
+    def took(self, seconds: float) -> None:
+        """It has just been done, in so many seconds."""
+        if self._varies:
+            self._cost = (self._cost + seconds) / 2 if self._cost else seconds
+            wanted = max(_LEAST, self._cost / (self.share * _OF_READING), (self._last - self.began) / _READINGS)
+            self._seconds = min(_MOST, wanted, 2 * self._seconds)  # one that was held up tells little
+
+    @property
+    def next_time(self) -> float:
+        """When it is due, as `time.perf_counter` tells it."""
+        return self._last + self._seconds
+
+    def late(self) -> bool:
+        """Whether it is due."""
+        return time.perf_counter() >= self.next_time
+
+
+def read_interval(value: Any, name: str) -> Interval:
+    """Read how often: ``'1%'`` of the time, or a `Duration`, of which an integer counts steps.
+
+    Raises
+    ------
+    ValueError
+        When `value` is none of these.
+    """
+    found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    if found is not None and 0 < float(found[1]) <= 100:
+        return Pace(float(found[1]) / 100)
+    try:
+        return Interval(Duration.parse(value, name, bare="st"))
+    except ValueError as error:
+        raise ValueError(f"{error}, or a share of the time, '1%' say") from None
+
+
 def step_scheduler(scheduler: Any, value: float | None = None) -> None:
     """Step once; ReduceLROnPlateau gets `value` and waits when there is none."""
     if not isinstance(scheduler, ReduceLROnPlateau):

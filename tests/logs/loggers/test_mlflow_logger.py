@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import MLPTrainer, loader, make
 from tests.logs.logging_helpers import CONFIG, START, info, odd_record, record, resume_after_kill, run_attempt, with_own
-from zae_engine.logs.logger_feed import close
+from zae_engine.logs.delivery import close
 from zae_engine.logs.loggers.mlflow_logger import MLflowLogger
 from zae_engine.trainer.addons import MLflowLoggerAddon
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import MLPTrainer, loader, make
-from zae_engine.logs.logger_feed import close
+from zae_engine.logs.delivery import close
 from zae_engine.logs.loggers.logger import Record, RunInfo
 from zae_engine.logs.loggers.network import unreachable
 from zae_engine.logs.loggers.wandb_account import has_key

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from ...logs.logger_feed import Feed, close
+from ...logs.delivery import close
+from ...logs.logger_feed import Feed
 from ...logs.loggers.logger import Logger
 from ...logs.loggers.registry import LOGGERS, logger_class, require
 from ...suggestions import nearest

@@ -16,7 +16,7 @@ from ..data.plan import named
 from ..interface import Face
 from ..journal.journal import Journal
 from ..journal.settings import circumstances_of, data_of, settings_of
-from ..limits import Duration, Interval
+from ..limits import read_interval
 from ..loop.companion import Companion
 from ..options import fixed
 from ..records.recorder import Recorder
@@ -31,8 +31,10 @@ class RunFolderAddon(AddOnBase, Face):
     save_path : path-like, optional
         The run's folder, of one run only; None makes a new one below ``runs/``.
     log_every : int, str or timedelta
-        How often the values of the steps are read: ``'10s'``, ``'50st'``, ``'1ep'``; an integer counts steps. No value
-        is lost between. The end of an epoch and a checkpoint always count.
+        ``'1%'``: what reading the steps' values, writing them and giving them to the loggers may take of the time. Each
+        step is a record, as long as that suffices; else a record is the mean of several. Or how often they are read:
+        ``'10s'``, ``'50st'``, ``'1ep'``; an integer counts steps; then a record is the mean since the last one. No
+        value is lost between. The end of an epoch and a checkpoint always count.
     """
 
     save_path: Path = fixed()
@@ -50,16 +52,16 @@ class RunFolderAddon(AddOnBase, Face):
         self,
         *args: Any,
         save_path: str | os.PathLike[str] | None = None,
-        log_every: int | str | timedelta = "10s",
+        log_every: int | str | timedelta = "1%",
         **kwargs: Any,
     ) -> None:
-        every = Duration.parse(log_every, "log_every", bare="st")
+        interval = read_interval(log_every, "log_every")
         if save_path is not None and (not isinstance(save_path, (str, os.PathLike)) or not str(save_path)):
             raise TypeError(f"save_path={save_path!r} is not accepted; give the folder of this run, 'runs/first' say")
         super().__init__(*args, **kwargs)
         self.save_path = Path(save_path if save_path is not None else self._new_folder())
         self.log_every = log_every
-        self._journal = Journal(self.save_path.absolute(), self._place, self._recorder, Interval(every))
+        self._journal = Journal(self.save_path.absolute(), self._place, self._recorder, interval)
         self._companions.append(self._journal)
         self._settings = dict[str, Any]()
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any
 
-from ...logs.history_file import Line
+from ...logs.history_file import STEPS_A_LINE, Line
 from ..processes.group import Processes
 from ..records.columns import Series
 from ..records.gather import mean_series
 from ..records.rates import rates_of
 from ..records.recorder import Recorder
 
-_MOST, _NUMBERS = 1000, 500_000  # steps a line, and numbers: some 10 MB, which a reader holds at once
+_NUMBERS = 500_000  # a line: some 10 MB, which a reader holds at once
 
 
 class StepLines:
@@ -24,16 +25,21 @@ class StepLines:
     recorder : Recorder
     begins : bool
         Whether the file has nothing of the run yet: then it gets the rows that there are already.
+    by_step : bool
+        Whether each step, or a mean of some, is a record: then the lines of steps have their items and the time.
 
     Attributes
     ----------
+    step : int
+        The last step that has its line.
     files : list of (str, bytes)
         Pictures of the lines that were taken, by their path in the run's folder; whoever writes them empties it.
     """
 
-    def __init__(self, recorder: Recorder, begins: bool) -> None:
-        self._recorder = recorder
-        self._step = recorder.counters.get_step() - 1  # the last step that has its line
+    def __init__(self, recorder: Recorder, begins: bool, by_step: bool = False) -> None:
+        self._recorder, self._by_step = recorder, by_step
+        self.step = recorder.counters.get_step() - 1
+        self._time = time.time()
         self.files: list[tuple[str, bytes]] = []
         self._taken = 0 if begins else len(recorder.history.rows)
         self._last: Line = dict(recorder.history.rows[-1]) if self._taken else {}  # of the rows that are taken
@@ -53,22 +59,26 @@ class StepLines:
         counters, log = self._recorder.counters, self._recorder.log_train
         done = counters.get_step() - 1
         own = self.own()
-        if done == self._step:
+        if done == self.step:
             return sorted(own + self._new_rows(), key=_step_of)
         parts = log.parts(everything=False)
         first = done - parts["batches"] + 1  # the step of the epoch's first batch
-        fresh = {key: _after(series, self._step - first) for key, series in parts["scalars"].items()}
+        fresh = {key: _after(series, self.step - first) for key, series in parts["scalars"].items()}
         if opened and not log.is_whole:
             everyone = processes.gather(fresh)
             names = dict.fromkeys(key for one in everyone for key in one)
             fresh = {k: mean_series([one[k] for one in everyone if k in one]) if len(everyone) > 1 else everyone[0][k]
                      for k in names}  # fmt: skip
-        epoch = counters.get_epoch() - (not opened)
-        lines = _columns(fresh, self._step + 1, first, done, epoch)
+        epoch, before = counters.get_epoch() - (not opened), self._time
         point = self._point(optimizer, fresh, done, epoch)
-        self._step = done
         # A row may be of an evaluation before these steps; readers get a record a step, with steps that only grow.
-        return lines + sorted([*own, point, *self._new_rows()], key=_step_of)
+        others = sorted([*own, point, *self._new_rows()], key=_step_of)
+        begin, self.step = self.step + 1, done
+        if not self._by_step:
+            return _columns(fresh, begin, first, done, epoch) + others
+        lines = _columns(fresh, begin, first, done, epoch, {_step_of(line) for line in others})
+        _with_items(lines, fresh, first, (before, self._time))
+        return sorted(lines + others, key=_last_of)
 
     def own(self) -> list[Line]:
         """Of what the user has logged, what belongs to steps that are done."""
@@ -82,7 +92,8 @@ class StepLines:
         now, before = usage.now(), self._seconds
         means = {key: _mean(series) for key, series in fresh.items() if len(series.values)}
         seconds = {part: round(now[part] - before[part], 6) for part in now}
-        point = {"kind": "point", "step": step, "epoch": epoch, **rates_of(optimizer), "time": time.time(),
+        self._time = time.time()
+        point = {"kind": "point", "step": step, "epoch": epoch, **rates_of(optimizer), "time": self._time,
                  "train": means, "samples": usage.samples - self._samples, "seconds": seconds}  # fmt: skip
         self._begin_point()
         return point
@@ -123,15 +134,61 @@ def _mean(series: Series) -> float:
     return sum(value * weight for value, weight in zip(series.values, series.weights, strict=True)) / weight
 
 
-def _columns(fresh: dict[str, Series], begin: int, first: int, end: int, epoch: int) -> list[Line]:
-    """Steps `begin` to `end`, a column a value; place 0 of a series is step `first`."""
+def _last_of(line: Line) -> int:
+    return _step_of(line) if line["kind"] != "steps" else line["first"] + _length(line) - 1
+
+
+def _length(line: Line) -> int:
+    return max(map(len, line["values"].values()), default=1)
+
+
+def _columns(
+    fresh: dict[str, Series], begin: int, first: int, end: int, epoch: int, cuts: Iterable[int] = ()
+) -> list[Line]:
+    """Steps `begin` to `end`, a column a value; place 0 of a series is step `first`. Lines end at `cuts`, too."""
     columns = {key: _column(series, begin - first, end - begin + 1) for key, series in fresh.items()}
     lines = list[Line]()
-    most = max(1, min(_MOST, _NUMBERS // max(len(columns), 1)))
-    for start in range(0, end - begin + 1, most):
-        part = {key: column[start : start + most] for key, column in columns.items()}
-        lines.append({"kind": "steps", "epoch": epoch, "first": begin + start, "values": part})
+    most = max(1, min(STEPS_A_LINE, _NUMBERS // max(len(columns), 1)))
+    ends = [*sorted(cut - begin + 1 for cut in cuts if begin <= cut < end), end - begin + 1]
+    for stretch, until in zip([0, *ends], ends, strict=False):
+        for start in range(stretch, until, most):
+            part = {key: column[start : min(start + most, until)] for key, column in columns.items()}
+            lines.append({"kind": "steps", "epoch": epoch, "first": begin + start, "values": part})
     return lines
+
+
+def _with_items(lines: list[Line], fresh: dict[str, Series], first: int, times: tuple[float, float]) -> None:
+    """Put into lines of steps how many items each is of, and when its last step was, between these times.
+
+    Where values of one step are of different numbers, as some process lacked one of them, the point tells the mean.
+    """
+    items = _items(fresh)
+    if items is None:
+        return
+    begin, length = lines[0]["first"], _last_of(lines[-1]) - lines[0]["first"] + 1
+    for line in lines:
+        start, end = line["first"] - first, _last_of(line) - first + 1
+        own = [_as_whole(items.get(place, 0.0)) for place in range(start, end)] if isinstance(items, dict) else items
+        time = times[0] + (times[1] - times[0]) * (end + first - begin) / length
+        line |= {"items": own, "time": time, "values": line.pop("values")}
+
+
+def _items(fresh: dict[str, Series]) -> dict[int, float] | float | None:
+    """How many items each batch is of, by its place, or all alike; None where its values do not agree on that."""
+    some = [series.weights for series in fresh.values() if series.weights]
+    extremes = {extreme(weights) for weights in some for extreme in (min, max)}
+    if len(extremes) == 1:
+        return _as_whole(extremes.pop())
+    found = dict[int, float]()
+    for series in fresh.values():
+        own = zip(series.places, series.weights, strict=True)
+        if any(found.setdefault(place, weight) != weight for place, weight in own):
+            return None
+    return found or None
+
+
+def _as_whole(number: float) -> float:
+    return int(number) if number.is_integer() else number
 
 
 def _column(series: Series, begin: int, length: int) -> list[float | None]:

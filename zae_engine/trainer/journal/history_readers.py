@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ...logs.curves import CURVES, draw_curves
+from ...logs.delivery import close
 from ...logs.history_file import Line
 from ...logs.listing import SUMMARY
-from ...logs.logger_feed import Feed, close
+from ...logs.logger_feed import Feed
 from ...logs.loggers.logger import RunInfo
 from ...logs.reading import Run, read_run
 from ...logs.summary import effort_lines, write_summary
@@ -46,17 +47,22 @@ class Readers:
         self._due = time.perf_counter() + _SOON
         self._problems: list[str] = []
 
-    def begin(self, folder: Path, trainer: Seams, attempt: dict[str, Any], fresh: bool) -> None:
-        """A run begins, or goes on; with `fresh`, it is a new one for the loggers."""
+    def begin(
+        self, folder: Path, trainer: Seams, attempt: dict[str, Any], fresh: bool, share: float | None = None
+    ) -> None:
+        """A run begins, or goes on; with `fresh`, it is a new one for the loggers.
+
+        Those may take a `share` of the time, all together, and get every record with None.
+        """
         config = {key: value for key, value in attempt.items() if key not in ("token", "pid")}
         info = RunInfo(folder, folder.name, config, **_monitored(trainer, config))
         for feed in self.feeds.values():
-            feed.begin(info, fresh)
+            feed.begin(info, fresh, None if share is None else share / len(self.feeds))
 
-    def go_on(self, folder: Path) -> None:
-        """There are new lines; called beside the training."""
+    def go_on(self, folder: Path, step: int = 0) -> None:
+        """There are new lines, up to a step if that is known; called beside the training."""
         for feed in self.feeds.values():
-            feed.wake()
+            feed.wake(step)
         if self.draws and time.perf_counter() >= self._due:
             start = time.thread_time()
             self._draw(folder)

@@ -18,7 +18,7 @@ from ...logs.history_file import HistoryFile, Line
 from ...redaction import redact
 from ..console.bar import make_bar
 from ..interface import Face
-from ..limits import Interval
+from ..limits import Interval, Pace
 from ..loop.companion import Companion, Present
 from ..loop.run_status import Standing
 from ..processes.group import Processes
@@ -87,8 +87,10 @@ class Journal(Companion):
         self.session: Present | None = None
         self.is_open, self._held = False, False
         self._noted = False  # whether the attempt that begins is written down: a run that was refused has done so
+        self._pace = interval if isinstance(interval, Pace) else None
         self._lines = StepLines(recorder, True)
         self._background, self._told = Background(), set[str]()
+        self._writing = 0.0  # seconds that the last writing took of the interpreter's time
         self._failure, self._failure_was_told = "", False
 
     @property
@@ -167,6 +169,8 @@ class Journal(Companion):
     def begins(self, session: Present) -> None:
         """Nothing refuses the run any more."""
         if self.is_open:
+            if self._pace is not None:  # of several processes, each reading is an exchange
+                self._pace.begin(varies=self.processes.count == 1 and bool(self.readers.feeds))
             self.session, self.after = session, None
             self.standing = self.standing.after("begin")
 
@@ -198,8 +202,9 @@ class Journal(Companion):
         self._noted = True
         self._check_shared()
         if ends and self.file is not None:
-            self.readers.begin(self.folder, trainer, self.attempt, fresh)
-        self._lines = StepLines(self.recorder, self.begins_file)
+            share = self._pace.for_others if self._pace is not None else None
+            self.readers.begin(self.folder, trainer, self.attempt, fresh, share)
+        self._lines = StepLines(self.recorder, self.begins_file, by_step=self._pace is not None)
         self.begins_file, self.is_open = False, True
         if not ends:
             self.standing, self.after = self.standing.after("save"), None
@@ -248,6 +253,9 @@ class Journal(Companion):
 
     def take(self, optimizer: Any, opened: bool) -> None:
         """Take what is new, and have it written; every process calls it, between two steps or epochs."""
+        # On an accelerator, the waiting for it counts, too.
+        clock = time.thread_time if self._place.device.type == "cpu" else time.perf_counter
+        began = clock()
         with self.recorder.usage.on("logging"):
             lines = self._lines.take(optimizer, self.processes, opened)
             self.due = False
@@ -256,6 +264,8 @@ class Journal(Companion):
                 self._put_taken(lines)
                 self.write()
                 self._tell_others()
+        if self._pace is not None:
+            self._pace.took(clock() - began + self._writing)
 
     def _put_taken(self, lines: Sequence[Line]) -> None:
         files, self._lines.files = self._lines.files, []
@@ -306,12 +316,14 @@ class Journal(Companion):
             self._background.submit(lambda: self._write(file))
 
     def _write(self, file: HistoryFile) -> None:
+        began = time.thread_time()
         try:
             file.write()
             self._failure, self._failure_was_told = "", False
         except OSError as error:
             self._failure = f"{str(file.path)!r} cannot be written: {error}; its lines are kept and tried again"
-        self.readers.go_on(self.folder)
+        self._writing = time.thread_time() - began
+        self.readers.go_on(self.folder, self._lines.step)
 
     def report(self) -> None:
         """Say, between two steps, what went wrong meanwhile."""

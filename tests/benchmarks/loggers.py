@@ -40,6 +40,7 @@ from torch.nn.functional import cross_entropy
 
 from zae_engine.trainer import Trainer, addons
 from zae_engine.trainer.addons.run_folder import RunFolderAddon
+from zae_engine.trainer.limits import Pace
 
 from . import blocks
 from .turns import Turn, Turns, Worker
@@ -127,10 +128,17 @@ def _quiet(folder: Path) -> None:
 
 
 def _stand(trainer: Any, seconds: float) -> None:
-    """Let the clocks of the log's interval and of the picture stand for so long."""
+    """Let the clocks of the log's interval, of the loggers' shares and of the picture stand for so long."""
     if (journal := getattr(trainer, "_journal", None)) is not None:
         journal.interval._last += seconds
         journal.readers._due += seconds
+        if isinstance(journal.interval, Pace):
+            journal.interval.began += seconds
+        for feed in journal.readers.feeds.values():
+            if (pacing := feed._delivery._pacing) is not None:
+                pacing._paid += seconds
+                pacing._ended += seconds
+                pacing._seen = (pacing._seen[0] + seconds, pacing._seen[1])
 
 
 def _watch(trainer: Any, began: float, facts: dict[str, Any]) -> list[threading.Thread]:

@@ -255,9 +255,8 @@ class Delivery:
             return
         if pacing.plan(self._newest - self._last[0], self._newest, self._told_at, hurry) and not hurry:
             self._tell(
-                f"{self.name} takes {pacing.milliseconds:.2g} ms a record, so that one of each step would take more"
-                f" than {pacing.share:.2%} of the time: it gets means of several steps where need be, and history.jsonl"
-                " has each step",
+                f"{self.name} takes {pacing.milliseconds:.2g} ms a record and may take {pacing.share:.2%} of the time,"
+                " so it gets means of several steps where need be; history.jsonl has each step",
                 "means",
             )
         tail.stride = pacing.stride

@@ -39,8 +39,9 @@ class Pacing:
         self._threads = Threads()
         self._cpu = self._began = self._ended = 0.0
         self._paid = -math.inf  # until when the share of the time is used up
-        self._count, self._sums = 0, [0.0, 0.0, 0.0]  # records; of many: their number, CPU time, time
-        self._closing = 0.0  # CPU time of what is done once after many records
+        self._count = self._handed = 0  # records since the last plan, and the last end
+        self._sums = [0.0, 0.0, 0.0]  # of many records: their number, CPU time, time
+        self._closing, self._flushing = 0.0, 0.0  # CPU time of what is done after records: each time, and a record
         self._speed: float | None = None  # steps a second
         self._seen = (0.0, 0)
         self._started, self._hurries = 0.0, False
@@ -54,7 +55,8 @@ class Pacing:
     @property
     def milliseconds(self) -> float:
         """How long a record takes."""
-        return 1000 * max(self._sums[1:]) / max(self._sums[0], 1.0)
+        count, cpu, wall = self._sums
+        return 1000 * (cpu if cpu / self.share > wall else wall) / max(count, 1.0)
 
     @property
     def is_due(self) -> bool:
@@ -64,7 +66,7 @@ class Pacing:
     def start(self) -> None:
         """The client has started, which is no part of what its records take."""
         self._threads.look()
-        self._cpu, self._ended, self._started = self._threads.spent(), time.perf_counter(), time.time()
+        self._cpu, self._started = self._threads.spent(), time.time()
 
     def plan(self, steps: int, newest: int, told: float, hurry: bool) -> bool:
         """Choose the stride; return whether it has grown.
@@ -81,10 +83,10 @@ class Pacing:
             Whether the run is over.
         """
         self.close()
-        now, before = time.perf_counter(), self.stride
+        now, before = self._began, self.stride
         if hurry and not self._hurries:  # the training, and what else has begun with it, is in nobody's way any more
             self._sums = [0.0, 0.0, 0.0]
-        self._began, self._hurries = now, hurry
+        self._hurries = hurry
         if newest > self._seen[1] and now - self._seen[0] > 1.0:
             self._speed = (newest - self._seen[1]) / (now - self._seen[0]) if self._seen[1] else None
             self._seen = (now, newest)
@@ -94,28 +96,36 @@ class Pacing:
         if hurry:
             self.stride = max(before, math.ceil(steps * wall / count / _AT_END))
         elif time.time() - max(told, self._started) > _AHEAD:
-            self.stride = max(before, math.ceil(steps * self.price / _AHEAD))
+            self.stride = max(before, math.ceil(1.25 * steps * self.price / _AHEAD))
         elif self._speed is not None and 2 * self._speed * self.price < before:
             self.stride = max(1, math.ceil(self._speed * self.price))
         return self.stride > before
 
     def goes_on(self) -> bool:
         """A record was handed over: whether another one is paid for."""
-        self._count += 1
-        cpu, now = self._threads.spent() - self._cpu + self._closing, time.perf_counter()
+        self._count, self._handed = self._count + 1, self._handed + 1
+        if not self._ended:  # nobody knows yet what comes after them
+            return self._handed < _ENOUGH
+        cpu, now = self._threads.spent() - self._cpu + self._handed * self._flushing, time.perf_counter()
         return max(self._paid, now - _CREDIT) + cpu / self.share <= now
 
     def close(self) -> None:
         """Note what the records since the last plan took."""
         if self._count:
-            keep, new = 0.5 ** (self._count / _KNOWN), (self._count, self._spent(), time.perf_counter() - self._began)
+            keep = 0.5 ** (self._count / _KNOWN)
+            new = (self._count, self._spent(), time.perf_counter() - self._began)
             self._sums = [keep * before + more for before, more in zip(self._sums, new, strict=True)]
-            self._count = 0
+        self._count, self._began = 0, time.perf_counter()
 
     def end(self) -> None:
-        """What is done once after many records is done, too."""
-        self._closing = (self._closing + self._spent()) / 2
-        self._ended = time.perf_counter()
+        """What is done after some records is done, too."""
+        cpu, now, count = self._spent(), time.perf_counter(), self._handed
+        if count:
+            self._sums = [self._sums[0], self._sums[1] + cpu, self._sums[2] + now - self._began]
+            first = not self._ended
+            self._closing = cpu if first else (self._closing + cpu) / 2
+            self._flushing = cpu / count if first else (self._flushing + cpu / count) / 2
+            self._ended, self._handed = now, 0
 
     def _spent(self) -> float:
         """CPU time since the last time, which is to be paid."""

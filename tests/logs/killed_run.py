@@ -1,4 +1,7 @@
-"""A training with two loggers that is killed (kill -9): ``python -m tests.logs.killed_run FOLDER 8``, before step 8."""
+"""A training with two loggers that is killed (kill -9): ``python -m tests.logs.killed_run FOLDER 8``, before step 8.
+
+A third argument is its ``log_every``.
+"""
 
 from __future__ import annotations
 
@@ -35,4 +38,4 @@ def train(folder, kill_at=0, kind=Killed, **options):
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], int(sys.argv[2]))
+    train(sys.argv[1], int(sys.argv[2]), **({"log_every": sys.argv[3]} if len(sys.argv) > 3 else {}))

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from zae_engine.trainer.limits import Budget, Duration, Interval, refuse_short, step_scheduler
+from zae_engine.trainer.limits import Budget, Duration, Interval, Pace, read_interval, refuse_short, step_scheduler
 
 # ---------------------------------------------------------------------- Duration
 
@@ -298,3 +298,48 @@ def test_reduce_on_plateau_gets_the_value_and_waits_without_one():
     assert (scheduler.last_epoch, over.param_groups[0]["lr"]) == (1, 0.1)
     step_scheduler(scheduler, 2.0)
     assert over.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+# ---------------------------------------------------------------------- a share of the time
+
+
+@pytest.mark.parametrize(("value", "share"), [("1%", 0.01), (" 0.5 % ", 0.005), ("100%", 1.0)])
+def test_a_share_of_the_time_is_read(value, share):
+    pace = read_interval(value, "log_every")
+    assert (type(pace), pace.share) == (Pace, share)
+    assert type(read_interval("10s", "log_every")) is Interval
+
+
+def intervals(pace, *costs):
+    """After each of these readings, in seconds."""
+    found = []
+    for cost in costs:
+        pace.restart()
+        pace.took(cost)
+        found.append(pace.next_time - pace._last)
+    return found
+
+
+def test_the_dearer_a_reading_the_longer_until_the_next_one():
+    pace = Pace(0.01)
+    pace.begin(varies=True)
+    assert intervals(pace, *[0.0004] * 3) == pytest.approx([0.2] * 3)  # a fifth of a hundredth
+    assert intervals(pace, 1.0, 1.0, 1.0) == pytest.approx([0.4, 0.8, 1.6])  # one that was held up tells little
+    assert intervals(pace, *[1.0] * 5)[-2:] == [10.0, 10.0]
+    assert intervals(pace, *[0.0] * 20)[-1] == pytest.approx(0.1)
+
+
+def test_a_long_run_is_read_less_often():
+    pace = Pace(0.01)
+    pace.begin(varies=True)
+    pace.began -= 50_000
+    assert intervals(pace, *[0.0001] * 9)[-1] == pytest.approx(5.0, rel=1e-3)
+
+
+def test_of_several_processes_it_is_every_ten_seconds():
+    pace = Pace(0.01)
+    pace.begin(varies=False)
+    assert intervals(pace, 0.0001, 1.0) == [10.0, 10.0]
+    assert not pace.late()
+    pace._last -= 10.0
+    assert pace.late()

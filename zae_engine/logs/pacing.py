@@ -9,7 +9,7 @@ import time
 
 _CREDIT = 10.0  # seconds of the run whose share can be saved up
 _AHEAD = 10.0  # seconds that a logger may be behind, and within which it should catch up then
-_AT_END = 5.0  # the same, when the run is over and waits for it
+_AT_END = 8.0  # the same, when the run is over and waits for it
 _ENOUGH = 30  # records after which their price is known; or so many seconds of them:
 _LONG = 2.0
 _OURS = ("logger ", "checkpoint")  # threads of loggers and of what is written

@@ -65,6 +65,8 @@ def logged(*add_ons, kind=PlainTrainer, **options):
         ({"log_evry": 1}, TypeError, "has no option 'log_evry'; did you mean 'log_every'"),
         ({"log_every": "5 stepps"}, ValueError, "log_every='5 stepps' is not a duration"),
         ({"log_every": 0}, ValueError, "log_every=0 is not a duration"),
+        ({"log_every": "0%"}, ValueError, "log_every='0%' is not a duration; write '3ep'"),
+        ({"log_every": "101%"}, ValueError, "or a whole number of steps, or a share of the time, '1%' say"),
         ({"save_path": ""}, TypeError, "save_path='' is not accepted; give the folder"),
     ],
 )

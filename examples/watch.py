@@ -55,7 +55,7 @@ def make_trainer(folder: Path, steps_an_epoch: int) -> DigitsTrainer:
             gradient_clip=1.0,  # the norm before is a value, too
             seed=SEED,
             save_path=folder,
-            log_every="20st",  # usually a time, '10s' by default; this run is over before
+            log_every="20st",  # by default every step is a point, while that costs next to nothing
             web_logger={"wandb": {"project": "digits", "tags": ["example"]}},  # 2: their settings, where any are wanted
         )
     except ModuleNotFoundError as error:  # it says which client is missing, and how to install it

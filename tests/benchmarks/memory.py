@@ -66,7 +66,10 @@ class Repeated(Dataset[tuple[Tensor, Tensor]]):
 
 
 def moments_of(steps: int) -> list[int]:
-    """The steps before which the size is noted: when caches have settled, in the middle, and at the end."""
+    """The steps before which the size is noted: when caches have settled, in the middle, and at the end.
+
+    A log keeps the values of 131,072 steps for sure, and up to twice as many; in the middle there should be more.
+    """
     return [steps // 20, steps // 2, steps - 1]
 
 

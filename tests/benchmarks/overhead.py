@@ -48,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="terminal",
         help="what the bars take it for",
     )
-    parser.add_argument("--memory-steps", type=int, default=400_000, help="steps of the memory run")
+    parser.add_argument("--memory-steps", type=int, default=700_000, help="steps of the memory run")
     parser.add_argument("--import-repetitions", type=int, default=15, help="interpreters for each import")
     parser.add_argument("--quick", action="store_true", help="to see that it works; no figures to report")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")

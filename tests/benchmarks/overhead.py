@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from . import loops, zae
+from . import command_line, first_batch, long_run, loops, saving, zae
 from .calls import CONFIGURATIONS, report_calls
 from .imports import measure_imports
 from .limits import Limit, format_limits
@@ -50,6 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--memory-steps", type=int, default=700_000, help="steps of the memory run")
     parser.add_argument("--import-repetitions", type=int, default=15, help="interpreters for each import")
+    parser.add_argument("--long-steps", type=int, default=1_000_000, help="steps of the long runs")
     parser.add_argument("--quick", action="store_true", help="to see that it works; no figures to report")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     options = parser.parse_args(arguments)
@@ -161,6 +162,51 @@ def _limit_of_pieces(on: str, row: str, against: str) -> float | None:
     return 1.05 if row == "4 micro-batches" and against.startswith("by hand") else None
 
 
+def report_first_batches(options: argparse.Namespace) -> Found:
+    """Measure how long it takes until a run has its first batch."""
+    found = first_batch.ratios(1 if options.quick else 7)
+    print("\n".join(f"{name:<48} {milliseconds:7.1f} ms over a bare loop's" for name, milliseconds in found.items()))
+    return found, [
+        Limit(f"{name}, over a bare loop's", value, first_batch.LIMIT, "ms") for name, value in found.items()
+    ]
+
+
+def report_saving(options: argparse.Namespace) -> Found:
+    """Measure asynchronous saves beside torch.save."""
+    if options.quick:
+        print("saving: python -m tests.benchmarks.saving --quick")
+        return {}, []
+    found = saving.ratios()
+    print("\n".join(f"{name:<60} {ratio:6.3f}" for name, ratio in found.items()))
+    return found, [Limit(name, value, saving.limit_of(name)) for name, value in found.items()]
+
+
+def report_command_line(options: argparse.Namespace) -> Found:
+    """Measure the commands that a user waits for."""
+    found = command_line.figures(options.quick)
+    print("\n".join(f"{name:<30} {seconds:6.3f} s" for name, seconds in found.items()))
+    wanted = {"zae --help": 0.15, "zae runs": 0.5, "zae report": 1.5}
+    return found, [Limit(name, found[name], seconds, "s") for name, seconds in wanted.items()]
+
+
+def report_long_runs(options: argparse.Namespace) -> Found:
+    """Measure what a run of many steps leaves, and how long it takes to go on with it."""
+    found = long_run.figures(long_run.QUICK_STEPS if options.quick else options.long_steps)
+    print("\n".join(f"{name:<44} {value:12,.4f}" for name, value in found.items()))
+    extra = {each: found[f"{each}: resume"] - found["step 1: resume"] for each in ("long epoch", "short epochs")}
+    return found, [Limit(f"resume after {each}, beyond step 1", value, 2.0, "s") for each, value in extra.items()]
+
+
+def report_loggers(options: argparse.Namespace) -> Found:
+    """Measure loggers at their default settings beside a run without any."""
+    rows = [] if options.quick else ["--rows", "csv,tensorboard,wandb,mlflow"]
+    found, limits = _run("loggers", options, "--only", "epochs", *rows), []
+    for row in (row for table in found.values() for row in table if row["row"] not in ("no add-on", "pytorch")):
+        limits.append(Limit(f"a step with {row['row']}, processor time of its thread", row["thread_ratio"], 1.01))
+        limits.append(Limit(f"a step with {row['row']}", row["ratio"], 1.01))
+    return found, limits
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
     "step": report_steps,
     "calls": report_steps_calls,
@@ -169,6 +215,11 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
     "import": report_imports,
     "processes": report_processes,
     "shards": report_shards,
+    "first batch": report_first_batches,
+    "saving": report_saving,
+    "command line": report_command_line,
+    "long run": report_long_runs,
+    "loggers": report_loggers,
 }
 
 

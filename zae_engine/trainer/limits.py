@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from .several_optimizers import Schedulers, schedulers_of
+
 _SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 _SPELLING = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 _ACCEPTED = "write '3ep' (epochs), '500st' (optimizer steps) or a time such as '90s', '10min', '2h'"
@@ -248,10 +250,11 @@ def read_interval(value: Any, name: str) -> Interval:
 
 def step_scheduler(scheduler: Any, value: float | None = None) -> None:
     """Step once; ReduceLROnPlateau gets `value` and waits when there is none."""
-    if not isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step()
-    elif value is not None:
-        scheduler.step(value)
+    for part in schedulers_of(scheduler).values():
+        if not isinstance(part, ReduceLROnPlateau):
+            part.step()
+        elif value is not None:
+            part.step(value)
 
 
 def refuse_short(scheduler: Any, needed: float, unit: str, done: int | None = None) -> None:
@@ -267,6 +270,11 @@ def refuse_short(scheduler: Any, needed: float, unit: str, done: int | None = No
     done : int, optional
         Steps that it has taken; None asks the scheduler.
     """
+    if isinstance(scheduler, Schedulers):
+        # Of optimizers that are stepped by name, nobody knows how often each will be.
+        for part in () if scheduler.optimizer.named and unit != "epoch" else scheduler.parts.values():
+            refuse_short(part, needed, unit)
+        return
     done = getattr(scheduler, "last_epoch", 0) if done is None else done
     if isinstance(scheduler, ChainedScheduler):
         for part in scheduler._schedulers:

@@ -30,7 +30,8 @@ class Methods(Face):
     """The names of a trainer, and the parts behind them; `Trainer` adds the loop."""
 
     model: nn.Module = setting(options.module, "_place.awaits_epoch")
-    optimizer: Any = setting(None, "_place.awaits_epoch")
+    optimizer: Any = setting(options.optimizer, "_place.awaits_epoch")
+    scheduler: Any = setting(options.scheduler)
     mode: str = setting(options.choice("mode", *refusals.MODES))
     gradient_clip: float = setting(options.clip, "_place.clip_to")
     gradient_accumulation_steps: int = setting(options.micro_batches, "_place.lay_out")
@@ -75,6 +76,15 @@ class Methods(Face):
             mode = "test" if self.mode == "train" else "train"
         refusals.check_choice("mode", mode, refusals.MODES)
         self.mode = mode
+
+    def turn(self, *names: str) -> str:
+        """The name whose turn it is in this optimizer step, as they take turns: ``self.turn("d", "d", "g")``.
+
+        It depends on the number of the step alone, so it is the same on all processes and after a resume.
+        """
+        if not names:
+            raise ValueError("turn() got no names; write those that take turns: self.turn('d', 'd', 'g')")
+        return names[(self._recorder.counters.get_step() - 1) % len(names)]
 
     # ------------------------------------------------------------------ values
 

@@ -14,6 +14,7 @@ from .compose import Seams
 from .console.values import check_show
 from .interface import Face
 from .processes.device import resolve_accumulation
+from .several_optimizers import as_one, schedulers_as_one
 from .step.fixed_shards import check_shards
 
 Check = Callable[[Any, Any], Any]  # of trainer and value; returns the value to keep
@@ -116,6 +117,16 @@ def module(trainer: Face, model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         refusals.check_parts(model, "test", None, None, False)
     return model  # type: ignore[no-any-return]  # checked
+
+
+def optimizer(trainer: Face, given: Any) -> Any:
+    """Accepts an optimizer, or several."""
+    return as_one(given)
+
+
+def scheduler(trainer: Face, given: Any) -> Any:
+    """Accepts a scheduler, or one for each of several optimizers."""
+    return schedulers_as_one(given, trainer.optimizer)
 
 
 def clip(trainer: Face, norm: Any) -> float:

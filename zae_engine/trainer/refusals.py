@@ -16,6 +16,7 @@ from ..suggestions import nearest
 from .compose import Seams, options_of, refuse_unknown
 from .limits import Budget, Duration, refuse_short
 from .nested_values import is_scalar
+from .several_optimizers import Schedulers, optimizers_of
 
 T = TypeVar("T")
 MODES = ("train", "test")
@@ -115,14 +116,18 @@ def check_optimizer(optimizer: Any, model: nn.Module, mode: str) -> None:
         return
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer={shortly(optimizer)} is not a torch.optim.Optimizer; {_instead_of(optimizer)}")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise ValueError(
-            f"{type(optimizer).__name__} computes the loss several times a step (its step() needs a closure), which"
-            " this trainer does not; take an optimizer whose step() needs none"
-        )
+    parts = optimizers_of(optimizer)
+    for part in parts.values():
+        closure = inspect.signature(part.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"{type(part).__name__} computes the loss several times a step (its step() needs a closure), which"
+                " this trainer does not; take an optimizer whose step() needs none"
+            )
     own = {id(p) for p in model.parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
+    if len(parts) > 1:
+        _check_apart(parts, model)
     foreign = sum(id(p) not in own for p in held)
     if foreign:
         raise ValueError(
@@ -132,20 +137,34 @@ def check_optimizer(optimizer: Any, model: nn.Module, mode: str) -> None:
         )
 
 
+def _check_apart(parts: dict[str, Any], model: nn.Module) -> None:
+    """Refuse several optimizers that hold the same parameter."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    owner = dict[int, str]()
+    for part, each in parts.items():
+        for p in (p for group in each.param_groups for p in group["params"]):
+            if owner.setdefault(id(p), part) != part:
+                raise ValueError(
+                    f"the optimizers {owner[id(p)]!r} and {part!r} both hold {names.get(id(p), 'a parameter')!r}; build"
+                    " each over parameters of its own"
+                )
+
+
 def _instead_of(optimizer: Any) -> str:
     if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
         return f"create it first: optimizer={optimizer.__name__}(model.parameters(), lr=...)"
     if isinstance(optimizer, (list, tuple, dict)):
-        return (
-            "the trainer steps one: give one optimizer whose param_groups have the parameters of all, each group with"
-            " its own learning rate"
-        )
+        return "give several as a dict by name, or as a list, of at least one: {'g': Adam(...), 'd': Adam(...)}"
     return "give one of torch.optim, over model.parameters()"
 
 
 def check_scheduler(scheduler: Any, optimizer: Optimizer | None, on_batch: bool) -> None:
     """Refuse a scheduler that would not move this optimizer's learning rate."""
     if scheduler is None:
+        return
+    if isinstance(scheduler, Schedulers):
+        for name, part in scheduler.parts.items():
+            check_scheduler(part, optimizers_of(optimizer).get(name), on_batch)
         return
     if not callable(getattr(scheduler, "step", None)):
         several = isinstance(scheduler, (list, tuple))
@@ -281,6 +300,16 @@ def check_step(values: Any, name: str, parameters: Sequence[Tensor] = ()) -> Ten
     if isinstance(loss, Tensor) and loss.requires_grad and (not loss.ndim or loss.numel() == 1):
         return loss
     return _look_closely(values, name, parameters)
+
+
+def check_named(values: Mapping[str, Any], several: bool) -> tuple[()]:
+    """Refuse a step that names the optimizer that it is for, when there is only one; the first step is looked at."""
+    if not several and isinstance(name := values.get("optimizer"), str):
+        raise ValueError(
+            f"train_step returned 'optimizer': {name!r}, but the trainer has one optimizer; give several by name:"
+            f" optimizer={{{name!r}: ..., ...}}, or leave it out"
+        )
+    return ()
 
 
 def _look_closely(values: Any, name: str, parameters: Sequence[Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ from .records.history import History
 from .records.metrics import check_metrics
 from .records.monitor import Monitor
 from .records.recorder import Recorder
+from .several_optimizers import as_one, schedulers_as_one
 from .step.fixed_shards import check_shards, one_thread
 from .step.placement import Placement
 
@@ -52,10 +53,12 @@ class Trainer(Methods):
         ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ``'mps'``; None lets Accelerate choose.
     mode : {'train', 'test'}
         What `run` does with its loader.
-    optimizer : Optimizer, optional
-        Over the model's parameters; needed in mode 'train'.
-    scheduler : learning-rate scheduler, optional
+    optimizer : Optimizer, dict of str to Optimizer, or list of Optimizer, optional
+        Over the model's parameters; needed in mode 'train'. Of several, each over its own, a list is stepped together;
+        of a dict, a step may name the one that it is for: ``return {"loss": loss, "optimizer": "g"}``.
+    scheduler : learning-rate scheduler, or dict of such ones, optional
         Over that optimizer; stepped once an epoch. ReduceLROnPlateau gets the validation loss, else the training loss.
+        Of several optimizers each may have one, by its name.
     log_bar : bool
         Show a banner, a bar (plain lines in a file) and a line an epoch, on standard error.
     show : list of str, optional
@@ -127,7 +130,7 @@ class Trainer(Methods):
         model: nn.Module | None,
         device: Device | Sequence[Device] | None = None,
         mode: str = "train",
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Mapping[str, Optimizer] | Sequence[Optimizer] | None = None,
         scheduler: Any = None,
         *,
         log_bar: bool = True,
@@ -154,6 +157,8 @@ class Trainer(Methods):
         refusals.check_steps(self, trains=mode == "train", tests=False)
         without = model is None and optimizer is None  # then `run` refuses to train
         model = nn.Sequential() if model is None else model
+        optimizer = as_one(optimizer)
+        scheduler = schedulers_as_one(scheduler, optimizer)
         refusals.check_parts(
             model, "test" if without and mode == "train" else mode, optimizer, scheduler, scheduler_step_on_batch
         )
@@ -341,23 +346,28 @@ class Trainer(Methods):
 
     def optimize(self, window: Window) -> None:
         """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""
-        placement, update, results = self._place, self._place.update, []
+        placement, update, results, names = self._place, self._place.update, [], []
         whole = window.is_whole
         update.zero_grad()
         for micro in update.micros(window):
             result = placement.forward(self.train_step, micro.batch)
             loss = refusals.check_step(result, "train_step", placement.unproven)
-            placement.unproven = ()
+            if placement.unproven:
+                placement.unproven = refusals.check_named(result, update.several is not None)
             update.backward(loss, None if whole else window.share(result.get("num_items"), micro))
+            if update.several is not None:
+                names.append(result.get("optimizer"))
             if micro.samples or not window.samples:
                 results.append(snapshots(result))
         if not whole and (factor := window.correction()) is not None:
             update.rescale(factor)
+        if update.several is not None:
+            update.choose(placement.named(window, names), results)
         norm = update.clip() if update.max_norm else None
         window.stepped = update.step()
         window.values = results[0] if whole else window.merged(results)
         if norm is not None and results:
-            window.values.setdefault("grad_norm", norm)
+            window.values.setdefault(update.norm_name, norm)
 
     # ------------------------------------------------------------------ what the user writes, and inference
 

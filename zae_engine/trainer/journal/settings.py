@@ -26,6 +26,7 @@ from ...redaction import HIDDEN, is_secret_name, redact
 from ...redaction import without_secrets as without_secrets  # where it has been looked for
 from ...terminal import in_line
 from ..interface import Face
+from ..several_optimizers import optimizers_of
 from ..step.modes import Modes
 
 _LONG = 20_000
@@ -150,12 +151,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _optimizer(optimizer: Any) -> Facts:
-    inner = getattr(optimizer, "optimizer", optimizer)
     facts: Facts = {}
-    for number, group in enumerate(inner.param_groups):
-        options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-        where = f"group {number} of the optimizer" if len(inner.param_groups) > 1 else "the optimizer"
-        facts[where] = _options(inner, {"parameters": len(group["params"]), **options})
+    for name, part in optimizers_of(optimizer).items():
+        whose = f"the optimizer {name!r}" if name else "the optimizer"
+        for number, group in enumerate(part.param_groups):
+            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            where = f"group {number} of {whose}" if len(part.param_groups) > 1 else whose
+            facts[where] = _options(part, {"parameters": len(group["params"]), **options})
     return facts
 
 

@@ -76,6 +76,8 @@ class Evaluator:
             refusals.check_test(values, "test_step", self._unproven)
             self._unproven = False
             window.values = dict(values) if self._recorder.log_test.copies else snapshots(values)
+            if self._place.update.several is not None:
+                window.values.pop("optimizer", None)  # of a step that is the training's, too
 
     @contextmanager
     def _alone(self, trainer: Face) -> Iterator[None]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from ...launch import environment
 from ...launch.child_processes import end_with_launcher
@@ -85,6 +85,17 @@ def make_accelerator(
             warn(notice)
     _living.add(accelerator)
     return accelerator
+
+
+def searching(handlers: Sequence[Any] | None) -> list[Any]:
+    """Accelerate's handlers, so that processes do without the gradients of what a step does not use.
+
+    What the user has chosen stays.
+    """
+    chosen = list(handlers or ())
+    if not any(isinstance(handler, DistributedDataParallelKwargs) for handler in chosen):
+        chosen.append(DistributedDataParallelKwargs(find_unused_parameters=True))
+    return chosen
 
 
 def _enter(wanted: torch.device | None, on_cpu: bool) -> World:

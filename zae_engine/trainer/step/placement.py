@@ -21,9 +21,10 @@ from ..data.random_streams import set_streams
 from ..data.window import Window
 from ..interface import Face, decide
 from ..processes.agreement import refuse_different
-from ..processes.device import Device, make_accelerator
+from ..processes.device import Device, make_accelerator, searching
 from ..processes.group import Processes, is_sharded
 from ..processes.max_wait import Guard
+from ..several_optimizers import Optimizers, is_named
 from .fixed_shards import ShardSum, check_divides
 from .modes import Modes
 from .same_model import SameModel
@@ -116,7 +117,8 @@ class Placement:
         self, trainer: Face, device: Device | Sequence[Device] | None = None, mixed_precision: str | None = None
     ) -> None:
         """Take a place among the processes that train; a worker of a session does so anew."""
-        self.accelerator = make_accelerator(device, mixed_precision, trainer.kwargs_handlers, trainer.max_wait)
+        handlers = searching(trainer.kwargs_handlers) if is_named(trainer.optimizer) else trainer.kwargs_handlers
+        self.accelerator = make_accelerator(device, mixed_precision, handlers, trainer.max_wait)
         self.device: torch.device = self.accelerator.device
         self.moves, self.send = self.device.type != "cpu", sender(self.device)
         decide(trainer, device=self.device, mixed_precision=self.accelerator.mixed_precision)
@@ -189,6 +191,12 @@ class Placement:
             batch = self.send(batch)
         return (self.guard.plans.get(trainer.mode) or self.plan(trainer, None)).window(batch)
 
+    def named(self, window: Window, names: list[Any]) -> list[Any]:
+        """The optimizers that the step has named, where a process without a sample in a batch has to be told."""
+        if self.layout.shards is None or self.processes.count == 1 or window.samples >= self.layout.shards:
+            return names
+        return [name for theirs in self.processes.gather(names) for name in theirs]
+
     # ------------------------------------------------------------------ model and optimizer
 
     def holds(self, trainer: Face) -> bool:
@@ -230,6 +238,11 @@ class Placement:
             self.accelerator.free_memory()  # which collects garbage, a fifth of a second long
         if trainer.sync_batchnorm and self.processes.count > 1:
             trainer.model = with_synced_batchnorm(trainer.model, self.device)
+        if isinstance(trainer.optimizer, Optimizers) and spreads(self.accelerator):
+            raise ValueError(
+                f"several optimizers cannot be had under {self.accelerator.distributed_type.value}, which prepares one;"
+                " train with plain data parallelism, or give one optimizer with several groups"
+            )
         module, apart = StepModule(trainer.model), trainer.shards is not None
         prepared = prepare(self.accelerator, module, trainer.optimizer, trainer.gradient_clip, apart)
         self._prepared_for = (trainer.model, trainer.optimizer)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..processes.agreement import refuse_different
 from ..processes.group import Processes
+from ..several_optimizers import optimizers_of
 
 Plain = Mapping[str, Any]
 _SHOWN = 3  # names in a sentence
@@ -106,7 +107,10 @@ def put_trained(
             parameter.requires_grad = trained  # the attribute, which a lazy one has, too
     known = all(name in parameters for names in saved["groups"] for name in names)
     if known and then.get("groups") == first.get("groups") and Trained(model, optimizer).groups != saved["groups"]:
-        _put_groups(optimizer, [[parameters[name] for name in names] for names in saved["groups"]], options)
+        groups = [[parameters[name] for name in names] for names in saved["groups"]]
+        for name, part in optimizers_of(optimizer).items():
+            mine = [n for n in range(len(groups)) if not name or (options and options[n].get("optimizer") == name)]
+            _put_groups(part, [groups[n] for n in mine], options and [options[n] for n in mine])
 
 
 def _put_groups(optimizer: Optimizer, groups: list[list[nn.Parameter]], options: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ..data.window import Items, Micro, Window
 from ..processes.group import is_sharded
+from ..several_optimizers import Optimizers
 from .fixed_shards import ShardSum
 from .trained_parameters import in_words
 
@@ -190,7 +191,9 @@ class DelegatedUpdate:
     ) -> None:
         self.accelerator, self.prepared = accelerator, prepared
         self.optimizer = optimizer
-        self.max_norm, self.shards = max_norm, shards
+        self.max_norm, self.shards, self.norm_name = max_norm, shards, "grad_norm"
+        inner = getattr(optimizer, "optimizer", optimizer)
+        self.several: Optimizers | None = inner if isinstance(inner, Optimizers) else None
         self._engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         self._exchanges = (accelerator.num_processes > 1 or self._engine) and shards is None
         # FSDP2's modules, for which Accelerate's no_sync does nothing when it did not make them itself.
@@ -203,6 +206,7 @@ class DelegatedUpdate:
         held = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         own = [p for p in self.prepared.parameters() if held.pop(id(p), None) is not None]
         self.parameters = [*own, *held.values()]  # in the model's order, as one clips by hand
+        self.stepped = self.parameters  # by the step that is being made
         self._sizes = [*map(len, map(_PARAMS, self.optimizer.param_groups))]
 
     def zero_grad(self) -> None:
@@ -259,9 +263,29 @@ class DelegatedUpdate:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
+    def choose(self, names: Sequence[Any], results: list[dict[str, Any]]) -> None:
+        """Of several optimizers, have the one stepped that the step has named, or all.
+
+        Parameters
+        ----------
+        names : sequence of str or None
+            What the step returned as ``"optimizer"`` for each micro-batch.
+        results : list of dict
+            What it returned; gets the loss by that name, too.
+        """
+        assert self.several is not None
+        name = self.several.choose(names)
+        held = {id(p) for p in self.several.held()}
+        self.stepped = self.parameters if name is None else [p for p in self.parameters if id(p) in held]
+        self.norm_name = "grad_norm" if name is None else f"grad_norm/{name}"
+        for result in results:
+            result.pop("optimizer", None)
+            if name is not None:
+                result.setdefault(f"loss/{name}", result["loss"])
+
     def clip(self) -> Any:
         """Clip the gradients to `max_norm`; return their norm before that."""
-        return _whole(self.accelerator.clip_grad_norm_(self.parameters, self.max_norm))
+        return _whole(self.accelerator.clip_grad_norm_(self.stepped, self.max_norm))
 
     def step(self) -> bool:
         """Step; return whether the optimizer did (fp16 leaves out a step whose gradients overflowed)."""
@@ -281,7 +305,7 @@ class DirectUpdate(DelegatedUpdate):
         (loss if share is None else _weighted(loss, share)).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> Any:
-        return _whole(nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
+        return _whole(nn.utils.clip_grad_norm_(self.stepped, self.max_norm))
 
     def step(self) -> bool:
         self.optimizer.step()
@@ -313,7 +337,7 @@ class NoUpdate(DelegatedUpdate):
     """What a trainer without optimizer has: whoever trains by it hears what is missing."""
 
     def __init__(self, why: str = "") -> None:
-        self.parameters, self.shards = [], None
+        self.parameters, self.shards, self.several = [], None, None
         self._why = why or "this trainer has no optimizer, so nothing can be trained; give optimizer= when it is made"
 
     def zero_grad(self) -> None:

@@ -32,6 +32,7 @@ from torch.utils.data import (
 from tests.averaging import Averaged, whole
 from tests.distributed import problem
 from tests.distributed.problem import Digits, Weighted, digits, loader, trainer_for
+from tests.trainer import test_several_optimizers as taking_turns
 from tests.written_before.comparing import goes_on, on
 from zae_engine import Trainer
 from zae_engine.checkpoint.errors import CheckpointError
@@ -849,6 +850,13 @@ REFUSED = (
 )
 
 
+def gan(**options) -> dict:
+    """Two optimizers take turns; in the last batch some shards, and some of three processes, have no sample."""
+    trainer = taking_turns.make(gradient_clip=0.5, **options)
+    trainer.run(2, taking_turns.loader(50))
+    return {"weights": problem.weights(trainer.model), "rows": trainer.history.rows}
+
+
 def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
     found: dict[str, Callable[[], dict]] = {name: partial(table, name) for name in TABLE}
     found |= {f"loader-{name}-{parts}": partial(by_loader, name, parts) for name in LOADERS for parts in (1, 3)}
@@ -869,6 +877,8 @@ def cases(folder: str = "") -> dict[str, Callable[[], dict]]:
         "shards-list": lambda: sharded("dropout", 8, data=list(loader(203, shuffle=False))),
         "shards-sometimes": sharded_sometimes,
         "shards-few": lambda: sharded("dropout", 12, Weighted, data=loader(35)),
+        **{f"gan-{parts}": partial(gan, gradient_accumulation_steps=parts) for parts in (1, 3)},
+        "gan-shards": partial(gan, shards=6),
         "nested": nested,
         "without-items-1": partial(without_items, 1),
         "without-items-3": partial(without_items, 3),

@@ -30,6 +30,13 @@ def test_thawing_and_freezing_give_the_model_of_one_process(results, name, proce
 
 
 @pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("name", ["gan-1", "gan-3", "gan-shards"])
+def test_optimizers_that_take_turns_give_the_model_of_one_process(results, name, processes):
+    (wanted,) = results(name, 1)
+    assert_same(results(name, processes), wanted, 0 if name == "gan-shards" else 1e-14)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("name", SEVERAL)
 def test_what_is_trained_on_each_process_by_itself_is_found(results, name, processes):
     assert results(f"several-{name}", 1)[0]["error_text"] == ""

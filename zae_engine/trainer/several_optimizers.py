@@ -208,8 +208,8 @@ def schedulers_as_one(scheduler: Any, optimizer: Any) -> Any:
     fits = len(by_name) == len(scheduler) and kept.keys() <= optimizer.parts.keys()
     if not fits:
         raise ValueError(
-            f"scheduler={shown(scheduler)} does not fit the optimizers {', '.join(map(repr, optimizer.parts))}; give one"
-            " for each by its optimizer's name, or None where there is none"
+            f"scheduler={shown(scheduler)} does not fit the optimizers {', '.join(map(repr, optimizer.parts))}; give"
+            " each its own by the optimizer's name, or None"
         )
     return Schedulers(kept, optimizer) if kept else None
 

@@ -54,11 +54,10 @@ class Trainer(Methods):
     mode : {'train', 'test'}
         What `run` does with its loader.
     optimizer : Optimizer, dict of str to Optimizer, or list of Optimizer, optional
-        Over the model's parameters; needed in mode 'train'. Of several, each over its own, a list is stepped together;
-        of a dict, a step may name the one that it is for: ``return {"loss": loss, "optimizer": "g"}``.
+        Over the model's parameters; needed in mode 'train'. Several are stepped together; of a dict, a step may name
+        the one that it is for: ``return {"loss": loss, "optimizer": "g"}``.
     scheduler : learning-rate scheduler, or dict of such ones, optional
-        Over that optimizer; stepped once an epoch. ReduceLROnPlateau gets the validation loss, else the training loss.
-        Of several optimizers each may have one, by its name.
+        Over that optimizer, or by its name; stepped once an epoch. A ReduceLROnPlateau gets the validation's loss.
     log_bar : bool
         Show a banner, a bar (plain lines in a file) and a line an epoch, on standard error.
     show : list of str, optional
@@ -157,8 +156,7 @@ class Trainer(Methods):
         refusals.check_steps(self, trains=mode == "train", tests=False)
         without = model is None and optimizer is None  # then `run` refuses to train
         model = nn.Sequential() if model is None else model
-        optimizer = as_one(optimizer)
-        scheduler = schedulers_as_one(scheduler, optimizer)
+        scheduler = schedulers_as_one(scheduler, optimizer := as_one(optimizer))
         refusals.check_parts(
             model, "test" if without and mode == "train" else mode, optimizer, scheduler, scheduler_step_on_batch
         )
@@ -171,17 +169,15 @@ class Trainer(Methods):
         self.seed = draw_seed() if seed is None else refusals.check_seed(seed)
         self.seeded_samples = self.seed_was_given if seeded_samples is None else seeded_samples
         self.metrics, routes = check_metrics(metrics)
-        self.sync_batchnorm = sync_batchnorm
-        self.max_wait = check_wait(max_wait)
+        self.sync_batchnorm, self.max_wait = sync_batchnorm, check_wait(max_wait)
         self.shards = check_shards(shards, gradient_accumulation_steps, split_batches)
         self.split_batches, self.kwargs_handlers = split_batches, kwargs_handlers
         self.loader: Loader | None = None
         self.valid_loader: Loader | Mapping[str, Loader] | None = None
         self.batch_size = self.valid_batch_size = 0
-        by = Monitor(monitor, monitor_mode, self.metrics)
         self._place = where = Placement(self, device, mixed_precision)
-        parts = (by, on_nan, self.metrics, routes, self._keeps_lines, where.processes, where.device)
-        self._recorder = Recorder(*parts)
+        parts = (Monitor(monitor, monitor_mode, self.metrics), on_nan, self.metrics, routes, self._keeps_lines)
+        self._recorder = Recorder(*parts, where.processes, where.device)
         self._evaluator = Evaluator(self._place, self._recorder)
         self._session, self._companions = None, []
         self._place.prepare(self)
@@ -346,8 +342,9 @@ class Trainer(Methods):
 
     def optimize(self, window: Window) -> None:
         """Forward and backward over the window's micro-batches, clip, step; fills in ``window.values``."""
-        placement, update, results, names = self._place, self._place.update, [], []
-        whole = window.is_whole
+        placement, update, whole = self._place, self._place.update, window.is_whole
+        results: list[dict[str, Any]] = []
+        result: dict[str, Any] = {}
         update.zero_grad()
         for micro in update.micros(window):
             result = placement.forward(self.train_step, micro.batch)
@@ -355,14 +352,12 @@ class Trainer(Methods):
             if placement.unproven:
                 placement.unproven = refusals.check_named(result, update.several is not None)
             update.backward(loss, None if whole else window.share(result.get("num_items"), micro))
-            if update.several is not None:
-                names.append(result.get("optimizer"))
             if micro.samples or not window.samples:
                 results.append(snapshots(result))
         if not whole and (factor := window.correction()) is not None:
             update.rescale(factor)
         if update.several is not None:
-            update.choose(placement.named(window, names), results)
+            update.choose(placement.named(window, results or [result]), results)
         norm = update.clip() if update.max_norm else None
         window.stepped = update.step()
         window.values = results[0] if whole else window.merged(results)

@@ -191,8 +191,9 @@ class Placement:
             batch = self.send(batch)
         return (self.guard.plans.get(trainer.mode) or self.plan(trainer, None)).window(batch)
 
-    def named(self, window: Window, names: list[Any]) -> list[Any]:
-        """The optimizers that the step has named, where a process without a sample in a batch has to be told."""
+    def named(self, window: Window, results: list[dict[str, Any]]) -> list[Any]:
+        """The optimizers that the step has named; a process that has run none, since it has no sample, is told."""
+        names = [result.get("optimizer") for result in results if result]
         if self.layout.shards is None or self.processes.count == 1 or window.samples >= self.layout.shards:
             return names
         return [name for theirs in self.processes.gather(names) for name in theirs]

@@ -239,10 +239,10 @@ def test_names_that_are_not_near_are_not_meant():
 def test_several_optimizers_are_told_by_their_types():
     model = mlp()
     with pytest.raises(TypeError) as refused:
-        PlainTrainer(model, device="cpu", optimizer=[sgd(model), torch.optim.Adam(model.parameters())])
+        PlainTrainer(model, device="cpu", optimizer=[sgd(model), torch.optim.lr_scheduler.StepLR(sgd(model), 1)])
     assert str(refused.value) == (
-        "optimizer=a list of 2 (SGD, Adam) is not a torch.optim.Optimizer; the trainer steps one: give one optimizer"
-        " whose param_groups have the parameters of all, each group with its own learning rate"
+        "optimizer=a list of 2 (SGD, StepLR) is not a torch.optim.Optimizer; give several as a dict by name, or as a"
+        " list, of at least one: {'g': Adam(...), 'd': Adam(...)}"
     )
     with pytest.raises(TypeError, match=r"create it first: optimizer=SGD\(model.parameters\(\), lr=...\)"):
         PlainTrainer(model, device="cpu", optimizer=torch.optim.SGD)
